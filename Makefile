@@ -1,0 +1,33 @@
+PYTHON ?= python3
+bin := .venv/bin
+
+.PHONY: help train test docs preview notebooks clean
+
+help: ## What there is to make
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /make \1	/'
+
+train: .venv/made ## Train on drawn images, or on your own: make train DATA=folder ARGS="--epochs 4"
+	$(bin)/lfs_train $(DATA) $(ARGS)
+
+test: .venv/made ## Run the notebooks and check that library and README are theirs
+	$(bin)/nbdev_test --do_print --timing
+	$(bin)/pytest -v --ignore tests/test_site.py
+
+docs: .venv/made ## Build the site in _docs
+	$(bin)/python tools/docs.py
+
+preview: .venv/made ## Build the site and serve it
+	$(bin)/python tools/docs.py --serve
+
+notebooks: .venv/made ## Run the notebooks in place: the outputs to commit
+	$(bin)/python tools/notebooks.py run
+
+clean: ## Remove all that make made
+	rm -rf .venv _docs _proc build *.egg-info
+
+.venv/made: settings.ini setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,11))' || \
+	  { echo 'This needs Python 3.11 or newer, and $(PYTHON) is older or missing: try make PYTHON=python3.12'; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(bin)/pip install -q --no-compile -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,127 @@
+"""Run the notebooks: `run` stores their outputs, `check` compares what they print now with the outputs stored
+
+Floats may differ by 0.1 %, or by one in the last place where three decimals or more are printed; a cell says `#| tol 0.1`
+if it needs more. Times and addresses may differ, pictures only have to be there, and in `#| varies` cells only the kinds of
+output count. All else has to be the same.
+"""
+import html,math,os,re,shutil,sys,tempfile,time
+from itertools import zip_longest
+from pathlib import Path
+
+import nbformat
+from fastcore.script import call_parse,Param
+from nbclient import NotebookClient
+from nbdev.clean import nbdev_clean
+
+root = Path(__file__).resolve().parent.parent
+home = Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser().resolve()
+places = {home:'~/.fastai', Path(sys.prefix):'.venv', root:'.', Path.home():'~'}  # where the machine's folders go in outputs
+
+def directives(c):
+    "The `#|` lines of cell `c`, as a dict"
+    return dict(re.findall(r'^#\| *([\w-]+):? *(.*)', c.source, flags=re.M))
+
+# --- what a cell says ---
+num = re.compile(r'(?<![\w.])[-+]?(?:\d*\.\d+|\d+(?=e[-+]))(?:e[-+]?\d+)?')
+address = re.compile(r'( at)? 0x[0-9a-f]+')
+took = re.compile(r'\b(\d+:\d\d(:\d\d)?(?![\]:])|(\d+min )?\d+(\.\d+)? ?(s|secs?|seconds?|ms|[µμu]s|ns)\b)')
+
+def said(o):
+    "What output `o` is, and its text"
+    if o.output_type=='stream': return o.name, o.text
+    if o.output_type=='error': return 'error', f'{o.ename}: {o.evalue}'
+    kind = next((k for k in o.data if k.startswith('image')), 'text')
+    txt = o.data.get('text/html', o.data.get('text/markdown', o.data.get('text/plain', '')))
+    txt = re.sub(r'<style.*?</style>', '', txt, flags=re.S)
+    return kind, html.unescape(re.sub(r'</?[a-z][^<>]*>', ' ', txt)) if 'text/html' in o.data else txt
+
+def close(a, b, tol):
+    "Are the floats `a` and `b`, as printed, the same but for `tol`?"
+    m,_,e = a.partition('e')
+    decimals = len(m.partition('.')[2])
+    last = 1.01*10.**(int(e or 0)-decimals) if decimals>2 else 0
+    return math.isclose(float(a), float(b), rel_tol=tol, abs_tol=last)
+
+def text_diff(a, b, tol=1e-3):
+    "The first difference of the texts `a` and `b`, if there is one"
+    a,b = (took.sub('(time)', address.sub('', o)) for o in (a,b))
+    words = [num.sub(' 0. ', o).split() for o in (a,b)]
+    for o,p in zip_longest(*words, fillvalue=''):
+        if o!=p: return f'`{o}` is now `{p}`'
+    for o,p in zip(num.findall(a), num.findall(b)):
+        if not close(o, p, tol): return f'{o} is now {p}'
+
+def diff(old, new, tol=1e-3, varies=False):
+    "The first difference of the outputs `old` and `new` of a cell, if there is one"
+    old,new = [said(o) for o in old],[said(o) for o in new]
+    kinds = [', '.join(k for k,_ in o) or 'nothing' for o in (old,new)]
+    if kinds[0]!=kinds[1]: return f'{kinds[0]} is now {kinds[1]}'
+    if not varies: return next(filter(None, (text_diff(o, p, tol) for (_,o),(_,p) in zip(old, new))), None)
+
+def cell_diff(old, new):
+    "The first difference of cell `new`, just run, from `old`"
+    d = directives(old)
+    if 'exec_doc' in d: return 'outputs of `exec_doc` cells are not stored: `make notebooks` drops them' if old.outputs else None
+    return diff(old.outputs, new.outputs, float(d.get('tol') or 1e-3), 'varies' in d)
+
+# --- running ---
+def neutral(s):
+    "Text `s` without the names of this machine's folders"
+    for p in sorted(places, key=lambda o: -len(str(o))): s = s.replace(str(p), places[p])
+    return re.sub(r'\S*/ipykernel_\d+/\d+\.py', 'cell', s).replace('\r\n', '\n')
+
+def tidy(c):
+    "Keep of the outputs of cell `c` what another machine could print"
+    if 'exec_doc' in directives(c): c.outputs = []
+    c.outputs = [o for o in c.outputs if said(o)[1].strip()]
+    for o in c.outputs:
+        if 'text' in o: o.text = neutral(o.text)
+        for k,v in o.get('data', {}).items():
+            if k.startswith('text/'): o.data[k] = neutral(v)
+
+def run_nb(fn, folder):
+    "The notebook `fn` with the outputs of a run, top to bottom, in `folder`"
+    nb = nbformat.read(fn, 4)
+    client = NotebookClient(nb, timeout=3600, coalesce_streams=True, resources={'metadata': {'path': str(folder)}},
+                            extra_arguments=['--log-level=ERROR'])
+    with client.setup_kernel():
+        for i,c in enumerate(nb.cells):
+            if c.cell_type!='code' or directives(c).get('eval')=='false': continue
+            try: client.execute_cell(c, i)
+            except Exception as e: sys.exit(f'{fn.name}, cell {i}: {e}')
+            tidy(c)
+    return nb
+
+def run(fn):
+    "Run notebook `fn` in place, and clean it"
+    nbformat.write(run_nb(fn, fn.parent), fn)
+    nbdev_clean.__wrapped__(str(fn))
+    return []
+
+def check(fn):
+    "Where notebook `fn` prints something else than is stored in it"
+    with tempfile.TemporaryDirectory() as d:
+        d = Path(d)/root.name
+        d.mkdir()
+        for o in 'settings.ini','pyproject.toml': shutil.copy(root/o, d)
+        shutil.copytree(fn.parent, d/'nbs', ignore=shutil.ignore_patterns('_*'))
+        places[d] = '.'
+        new = run_nb(fn, d/'nbs')
+    diffs = [(i,cell_diff(*o)) for i,o in enumerate(zip(nbformat.read(fn, 4).cells, new.cells)) if o[0].cell_type=='code']
+    return [f'{fn.name}, cell {i}: {o}' for i,o in diffs if o]
+
+@call_parse
+def main(
+    what:Param('Store the outputs, or compare with those stored?', choices=['run','check']),
+    names:Param('Notebooks, all of `nbs` if none is given', nargs='*', opt=False),
+):
+    "Run the notebooks from top to bottom"
+    if not (home/'data/imagenette2-160').exists(): print('No Imagenette on this disk, and the stored outputs are those of Imagenette')
+    fns,bad = [Path(o).resolve() for o in names] or sorted((root/'nbs').glob('*.ipynb')),0
+    for fn in fns:
+        start = time.time()
+        diffs = (run if what=='run' else check)(fn)
+        bad += bool(diffs)
+        print('\n'.join([*diffs, f'{fn.name}: {"differs" if diffs else "ok"}, {time.time()-start:.0f} s']), flush=True)
+    print(f'{len(fns)-bad} passed, {bad} failed')
+    sys.exit(bool(bad))
