@@ -11,7 +11,7 @@ train: .venv/made ## Train on drawn images, or on your own: make train DATA=fold
 
 test: .venv/made ## Run the notebooks and check that library and README are theirs
 	$(bin)/nbdev_test --do_print --timing
-	$(bin)/pytest -v --ignore tests/test_site.py
+	$(bin)/pytest -q --ignore tests/test_site.py
 
 docs: .venv/made ## Build the site in _docs
 	$(bin)/python tools/docs.py

@@ -171,63 +171,62 @@ def get(self:SafeDownload, url, extract_key='data', force=False):
         self.download(url, force)
         return self.extract(url, extract_key)
 
-# %% ../nbs/00_data.ipynb #7827f1ff
+# %% ../nbs/00_data.ipynb #9c619100
 def outlines(
-)->dict: # From name to points, complex numbers with an absolute value of about 1 at most
-    "Ten shapes"
+)->dict: # From name to points: complex numbers, with an absolute value of about 1 at most
+    "Ten closed lines, their top to the right"
     t = np.linspace(0, 2*np.pi, 121)
-    circle = np.exp(1j*t)
-    x,y = circle.real,circle.imag
-    corners = lambda n: np.exp(2j*np.pi*np.arange(n)/n)
+    o = np.exp(1j*t) # once around the unit circle
+    x,y = o.real,o.imag
     return dict(
-        circle   = circle,
-        cross    = np.outer(corners(4), [1-.3j, 1+.3j, .3+.3j]).ravel(),
+        circle   = o,
+        cross    = np.outer(o[:120:30], [1-.3j, 1+.3j, .3+.3j]).ravel(),
         drop     = x + 1j*y*np.sin(t/2)**2,
-        flower   = circle * (.75+.25*np.cos(5*t)),
-        heart    = .8*(circle + 1j*abs(x)**.5) - .3j,
-        moon     = .4 + np.minimum(x, -.4*x) + 1j*y,
-        ring     = np.append(circle, .55*circle[::-1]),
-        square   = corners(4),
-        star     = corners(10) * np.tile([1,.45], 5),
-        triangle = corners(3))
+        flower   = o * (.75 + .25*np.cos(5*t)),
+        heart    = .8 * (o + abs(y)**.5) - .3,
+        moon     = .4 + np.minimum(x, -.3*x) + 1j*y,
+        ring     = np.append(o, o/2),
+        square   = o[::30],
+        star     = o[::12] * np.resize([1,.45], 11),
+        triangle = o[::40])
 
-# %% ../nbs/00_data.ipynb #a84de29b
+# %% ../nbs/00_data.ipynb #c9597786
 def paint(
     rng:np.random.Generator, # Where the chance comes from
-    w:int, # Width, in pixels
-    h:int, # Height, in pixels
-    hue:int, # 0 to 255
-    light:int, # 0 to 185
+    size:tuple, # Width and height, in pixels
+    light:float, # Mean brightness, 0 to 255
 )->Image.Image:
-    "Soft patches of neighbouring hues"
-    hsv = rng.integers([hue, 80, light], [hue+50, 220, light+70], (3,3,3)) % 256
-    return Image.fromarray(hsv.astype('uint8'), 'HSV').convert('RGB').resize((w,h), Image.BICUBIC)
+    "Soft patches of neighbouring colours: red, green and blue are cosines of the hue"
+    hue = rng.uniform(0, 6.3) + rng.normal(0, .4, (3,3,1)) + [0,2,4]
+    rgb = (light + 60*np.cos(hue)).clip(0, 255)
+    return Image.fromarray(rgb.astype('uint8')).resize(size, Image.BICUBIC)
 
-# %% ../nbs/00_data.ipynb #5d45dd0b
+# %% ../nbs/00_data.ipynb #e2021bfe
 def draw_shape(
     name:str, # A key of `outlines()`
     rng:np.random.Generator, # Where the chance comes from
-    size:int=96, # Shorter side, in pixels, at least
+    size:int=96, # Shorter side at least, in pixels; the longer one is at most a third more
 )->Image.Image:
-    "One shape of any colour, size, place and angle, before any background, under noise"
+    "A light `name` on a dark picture, under noise"
     w,h = rng.integers(size, size*4//3, 2).tolist()
-    hue,light = rng.integers(0,256),rng.permutation([70,185])
-    r = rng.uniform(.2, .42) * size
-    at = rng.uniform(r, w-r) + 1j*rng.uniform(r, h-r)
-    pts = at + r*np.exp(2j*np.pi*rng.random()) * outlines()[name]
+    r = rng.uniform(.25, .42) * size
+    centre = rng.uniform(r, w-r) + 1j*rng.uniform(r, h-r)
+    turn = -1j * np.exp(1j*rng.uniform(-.8, .8)) # up, and 45 degrees either way
+    pts = 4 * (centre + r*turn*outlines()[name])
     mask = Image.new('L', (4*w,4*h))
-    ImageDraw.Draw(mask).polygon([*zip(4*pts.real, 4*pts.imag)], fill=255)
-    im = Image.composite(paint(rng, w, h, hue+rng.integers(60,200), light[0]), paint(rng, w, h, hue, light[1]), mask.reduce(4))
-    noise = rng.normal(0, rng.uniform(0,30), (h,w,3))
-    return Image.fromarray((im+noise).clip(0,255).astype('uint8'))
+    ImageDraw.Draw(mask).polygon([*zip(pts.real, pts.imag)], fill=255)
+    im = paint(rng, (w,h), rng.uniform(30, 80))
+    im.paste(paint(rng, (w,h), rng.uniform(130, 180)), mask=mask.reduce(4)) # drawn large, then shrunk: smooth edges
+    noise = rng.normal(0, rng.uniform(0, 25), (h,w,3))
+    return Image.fromarray((im+noise).clip(0, 255).astype('uint8'))
 
-# %% ../nbs/00_data.ipynb #45e075a2
+# %% ../nbs/00_data.ipynb #b255e67f
 def draw_shapes(
     path:Path, # Folder to make
-    n_train:int=3000, # Images in `train`
+    n_train:int=4000, # Images in `train`
     n_valid:int=1000, # Images in `val`
-    size:int=96, # Shorter side, in pixels, at least
-    seed:int=42, # The same seed gives the same images
+    size:int=96, # Shorter side at least, in pixels
+    seed:int=42, # The same seed draws the same images
 )->Path: # The folder
     "Draw an image folder of ten shapes at `path`, unless it is there"
     path = Path(path)
@@ -239,10 +238,11 @@ def draw_shapes(
         for split,n in ('train',n_train),('val',n_valid):
             for name in names: (new/split/name).mkdir(parents=True)
             for i in range(n):
-                im = draw_shape(names[i%10], rng, size)
-                if i%70==0: im = im.convert('L')
-                im.save(new/split/names[i%10]/f'{names[i%10]}_{i}.JPEG')
-        new.rename(path)
+                name = names[i%10]
+                im = draw_shape(name, rng, size)
+                if rng.random()<.01: im = im.convert('L') # a few are grey, as in Imagenette
+                im.save(new/split/name/f'{name}_{i:04}.JPEG')
+        if not path.exists(): new.rename(path) # another process may have been first
     return path
 
 # %% ../nbs/00_data.ipynb #becf45b8

@@ -10,6 +10,7 @@ from fastdownload.core import path_stats
 from learner_from_scratch import data as mod
 from learner_from_scratch.data import URLs,fastai_cfg,untar_data
 
+link,hard = tarfile.SYMTYPE,tarfile.LNKTYPE
 good = {'ds/train/a.txt': b'aa', 'ds/val/b.txt': b'bb'}
 
 def tgz(files, mode='w:gz'):
@@ -82,7 +83,7 @@ def fails(url, *words, **kwargs):
     for o in words: assert str(o) in msg, msg
     return msg
 
-def child(code, url, **kwargs):
+def child(code, url):
     "A Python process that is ready to run `code`, once a line is sent to it"
     code = f'''
 import sys
@@ -91,7 +92,7 @@ print('ready', flush=True)
 input()
 url = sys.argv[1]
 {code}'''
-    p = subprocess.Popen([sys.executable, '-c', code, url], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, **kwargs)
+    p = subprocess.Popen([sys.executable, '-c', code, url], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert p.stdout.readline() == 'ready\n'
     return p
 
@@ -117,8 +118,8 @@ def test_good(srv, home, name, pack):
 
 def test_names(srv, home):
     "Whatever the archive calls its root, and however many it has, the data is in the folder called like the archive"
-    for files,res in [({'root/a':b'1'}, {'a':b'1'}), ({'x/a':b'1'}, {'a':b'1'}), ({'./x/a':b'1'}, {'a':b'1'}), ({'p/a':b'1', 'q/b':b'2'}, {'p/a':b'1', 'q/b':b'2'}),
-                      ({'a.csv':b'1'}, {'a.csv':b'1'}), ({'new/new/a':b'1'}, {'new/a':b'1'}), ({'old/a':b'1'}, {'a':b'1'})]:
+    for files,res in [({'root/a':b'1'}, {'a':b'1'}), ({'x/a':b'1'}, {'a':b'1'}), ({'./x/a':b'1'}, {'a':b'1'}),
+                      ({'p/a':b'1', 'q/b':b'2'}, {'p/a':b'1', 'q/b':b'2'}), ({'a.csv':b'1'}, {'a.csv':b'1'}), ({'new/new/a':b'1'}, {'new/a':b'1'}), ({'old/a':b'1'}, {'a':b'1'})]:
         p = untar_data(srv.add('x.tgz', tgz(files)), force_download=True)
         assert p == home/'data/x'
         assert tree(p) == res
@@ -172,7 +173,7 @@ def test_force(srv, home):
     assert tree(p) == {'new': b'2'}
 
 def test_link_inside(srv):
-    p = untar_data(srv.add('x.tgz', tgz({'ds/a':b'1', 'ds/b':dict(type=tarfile.SYMTYPE, linkname='a'), 'ds/c':dict(type=tarfile.LNKTYPE, linkname='ds/a')})))
+    p = untar_data(srv.add('x.tgz', tgz({'ds/a':b'1', 'ds/b':dict(type=link, linkname='a'), 'ds/c':dict(type=hard, linkname='ds/a')})))
     assert tree(p) == dict(a=b'1', b=b'1', c=b'1')
 
 # Downloads that fail
@@ -234,7 +235,6 @@ def test_imagenette_is_checked(home):
 
 # Archives that lie
 
-link,hard = tarfile.SYMTYPE,tarfile.LNKTYPE
 bad = {
     'parent':    {'ds/../../evil':b'2'},
     'absolute':  {'{tmp}/evil':b'2'},
@@ -259,7 +259,8 @@ def test_bad_members(srv, home, tmp_path, name):
     assert list((home/'data').iterdir()) == []
     assert not [*tmp_path.rglob('evil')]
 
-@pytest.mark.parametrize('body', [b'', b'<html>Please log in</html>', tgz(good)[:60], zipped(good)[:60], zipped(good).replace(b'aa', b'ab', 1)])
+@pytest.mark.parametrize('body', [b'', b'<html>Please log in</html>', tgz(good)[:60], zipped(good)[:60], zipped(good).replace(b'aa', b'ab', 1)],
+                         ids=['empty', 'html', 'cut tgz', 'cut zip', 'wrong crc'])
 def test_no_archive(srv, home, body):
     fails(srv.add('x.tgz', body), home/'archive/x.tgz', 'delete')
     assert left(home) == ['archive/x.tgz']

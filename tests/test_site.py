@@ -1,5 +1,5 @@
 "The built site in a browser: pages, links, figures, formulas, search, both colour schemes, a phone"
-import json, shutil, subprocess, sys, threading
+import json, subprocess, sys, threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,7 +45,7 @@ def tab(browser, url):
     "A tab in a fresh profile; the test fails on any console error, failed request or request to another host"
     ctx,bad = browser.new_context(base_url=url, color_scheme='light'),[]
     t = ctx.new_page()
-    t.on('console', lambda m: m.type in ('error', 'warning') and bad.append(m.text))
+    t.on('console', lambda m: m.type=='error' and bad.append(m.text))
     t.on('pageerror', lambda e: bad.append(str(e)))
     t.on('requestfailed', lambda r: bad.append(f'failed: {r.url}'))
     t.on('response', lambda r: r.status>=400 and bad.append(f'{r.status}: {r.url}'))
@@ -58,6 +58,11 @@ def goto(tab, name, width=1280):
     tab.set_viewport_size(dict(width=width, height=900))
     tab.goto(name)
 
+cut_off = '''es => es.filter(e => {
+    if (e.getBoundingClientRect().right <= innerWidth+1) return false;
+    for (let o = e; o; o = o.parentElement) if (['auto', 'scroll'].includes(getComputedStyle(o).overflowX)) return false;
+    return true; }).map(e => e.outerHTML.slice(0, 80))'''
+
 def test_every_notebook_is_a_page(): assert sorted(pages) == sorted(f.name for f in docs.glob('*.html'))
 
 @each_page
@@ -66,6 +71,7 @@ def test_page_opens(tab, name, width):
     goto(tab, name, width)
     assert tab.locator('h1').count()==1
     assert tab.evaluate('document.scrollingElement.scrollWidth') <= width
+    assert not tab.locator('main *').evaluate_all(cut_off) # what is too wide scrolls in itself
     pics = tab.locator('img').evaluate_all('is => Promise.all(is.map(i => i.decode().then(() => [i.naturalWidth, i.alt], () => [0, i.src])))')
     for w,alt in pics: assert w and alt, f'broken, or without alt text: {w} {alt}'
 
@@ -94,11 +100,12 @@ def test_figures(tab, nb):
 
 @each_nb
 def test_formulas(tab, nb):
+    "Formulas, and links, are what the reader sees, not their source"
     goto(tab, html(nb))
     maths = tab.locator('main math').evaluate_all('ms => ms.map(m => m.getBoundingClientRect()).map(r => [r.width, r.height])')
     for w,h in maths: assert w>0 and h>0
     text = tab.locator('main').evaluate('m => { m = m.cloneNode(true); m.querySelectorAll("pre, code, math").forEach(o => o.remove()); return m.textContent }')
-    for raw in '$$', r'\frac', r'\sum', r'\(', r'\[': assert raw not in text
+    for raw in '$$', r'\frac', r'\sum', r'\(', r'\[', '](': assert raw not in text
     n = sum(s.count('$$') for c,s in cells(nb) if c['cell_type']=='markdown')//2
     assert tab.locator('main math[display=block]').count() >= n
 
@@ -110,7 +117,7 @@ def test_loss_has_formulas(tab):
 def test_search(tab, query, page):
     goto(tab, 'index.html')
     tab.locator('#quarto-search input').first.press_sequentially(query)
-    hit = tab.locator(f'.search-result[href*="{page}"], .aa-Item a[href*="{page}"]').first
+    hit = tab.locator(f'.search-result[href*="{page}"], .aa-Item a[href*="{page}"]', has_text=query).first
     hit.wait_for(timeout=5000)
     hit.click()
     tab.wait_for_url(f'**/{page}*')

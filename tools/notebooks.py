@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import nbformat
+from fastcore.basics import first
 from fastcore.script import call_parse,Param
 from nbclient import NotebookClient
 from nbdev.clean import nbdev_clean
@@ -30,10 +31,10 @@ def said(o):
     "What output `o` is, and its text"
     if o.output_type=='stream': return o.name, o.text
     if o.output_type=='error': return 'error', f'{o.ename}: {o.evalue}'
-    kind = next((k for k in o.data if k.startswith('image')), 'text')
-    txt = o.data.get('text/html', o.data.get('text/markdown', o.data.get('text/plain', '')))
-    txt = re.sub(r'<style.*?</style>', '', txt, flags=re.S)
-    return kind, html.unescape(re.sub(r'</?[a-z][^<>]*>', ' ', txt)) if 'text/html' in o.data else txt
+    page = re.sub(r'<style.*?</style>', '', o.data.get('text/html', ''), flags=re.S)
+    kind = 'picture' if any(k.startswith('image') for k in o.data) or re.search('<(svg|img)', page) else 'text'
+    if 'text/html' in o.data: return kind, html.unescape(re.sub(r'</?[a-z][^<>]*>', ' ', page))
+    return kind, o.data.get('text/markdown', o.data.get('text/plain', ''))
 
 def close(a, b, tol):
     "Are the floats `a` and `b`, as printed, the same but for `tol`?"
@@ -51,33 +52,32 @@ def text_diff(a, b, tol=1e-3):
     for o,p in zip(num.findall(a), num.findall(b)):
         if not close(o, p, tol): return f'{o} is now {p}'
 
-def diff(old, new, tol=1e-3, varies=False):
-    "The first difference of the outputs `old` and `new` of a cell, if there is one"
-    old,new = [said(o) for o in old],[said(o) for o in new]
-    kinds = [', '.join(k for k,_ in o) or 'nothing' for o in (old,new)]
-    if kinds[0]!=kinds[1]: return f'{kinds[0]} is now {kinds[1]}'
-    if not varies: return next(filter(None, (text_diff(o, p, tol) for (_,o),(_,p) in zip(old, new))), None)
-
 def cell_diff(old, new):
     "The first difference of cell `new`, just run, from `old`"
     d = directives(old)
     if 'exec_doc' in d: return 'outputs of `exec_doc` cells are not stored: `make notebooks` drops them' if old.outputs else None
-    return diff(old.outputs, new.outputs, float(d.get('tol') or 1e-3), 'varies' in d)
+    old,new = ([said(o) for o in c.outputs] for c in (old,new))
+    kinds = [', '.join(k for k,_ in o) or 'nothing' for o in (old,new)]
+    if kinds[0]!=kinds[1]: return f'{kinds[0]} is now {kinds[1]}'
+    if 'varies' not in d: return first(filter(None, (text_diff(o, p, float(d.get('tol', 1e-3))) for (_,o),(_,p) in zip(old, new))))
 
 # --- running ---
 def neutral(s):
     "Text `s` without the names of this machine's folders"
     for p in sorted(places, key=lambda o: -len(str(o))): s = s.replace(str(p), places[p])
-    return re.sub(r'\S*/ipykernel_\d+/\d+\.py', 'cell', s).replace('\r\n', '\n')
+    s = re.sub(rf'{tempfile.gettempdir()}/(ipykernel_|tmp)\w+', 'tmp', s)
+    return s.replace('\r\n', '\n')
 
 def tidy(c):
     "Keep of the outputs of cell `c` what another machine could print"
     if 'exec_doc' in directives(c): c.outputs = []
-    c.outputs = [o for o in c.outputs if said(o)[1].strip()]
+    c.outputs = [o for o in c.outputs if said(o)[0]=='picture' or said(o)[1].strip()]  # progress bars leave empty ones
     for o in c.outputs:
         if 'text' in o: o.text = neutral(o.text)
-        for k,v in o.get('data', {}).items():
-            if k.startswith('text/'): o.data[k] = neutral(v)
+        d = o.get('data', {})
+        for k in d:
+            if k.startswith('text/'): d[k] = neutral(d[k])
+        for k in sorted((k for k in d if k.startswith('image')), key=lambda k: len(d[k]))[1:]: del d[k]  # PIL gives PNG and JPEG
 
 def run_nb(fn, folder):
     "The notebook `fn` with the outputs of a run, top to bottom, in `folder`"
@@ -88,7 +88,7 @@ def run_nb(fn, folder):
         for i,c in enumerate(nb.cells):
             if c.cell_type!='code' or directives(c).get('eval')=='false': continue
             try: client.execute_cell(c, i)
-            except Exception as e: sys.exit(f'{fn.name}, cell {i}: {e}')
+            except Exception as e: raise RuntimeError(f'{fn.name}, cell {i}: {e}') from e
             tidy(c)
     return nb
 
@@ -104,7 +104,7 @@ def check(fn):
         d = Path(d)/root.name
         d.mkdir()
         for o in 'settings.ini','pyproject.toml': shutil.copy(root/o, d)
-        shutil.copytree(fn.parent, d/'nbs', ignore=shutil.ignore_patterns('_*'))
+        shutil.copytree(fn.parent, d/'nbs')
         places[d] = '.'
         new = run_nb(fn, d/'nbs')
     diffs = [(i,cell_diff(*o)) for i,o in enumerate(zip(nbformat.read(fn, 4).cells, new.cells)) if o[0].cell_type=='code']
@@ -120,8 +120,9 @@ def main(
     fns,bad = [Path(o).resolve() for o in names] or sorted((root/'nbs').glob('*.ipynb')),0
     for fn in fns:
         start = time.time()
-        diffs = (run if what=='run' else check)(fn)
+        try: diffs = (run if what=='run' else check)(fn)
+        except RuntimeError as e: diffs = [str(e)]
         bad += bool(diffs)
-        print('\n'.join([*diffs, f'{fn.name}: {"differs" if diffs else "ok"}, {time.time()-start:.0f} s']), flush=True)
+        print('\n'.join([*diffs, f'{fn.name}: {"failed" if diffs else "ok"}, {time.time()-start:.0f} s']), flush=True)
     print(f'{len(fns)-bad} passed, {bad} failed')
     sys.exit(bool(bad))

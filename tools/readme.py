@@ -24,7 +24,7 @@ def text(o):
 def code(c):
     "Code cell `c` and its output, fenced"
     opts = dict(re.findall(r'^#\| *([\w-]+):? *(.*)', c.source, flags=re.M))
-    if 'hide' in opts or 'exec_doc' in opts or opts.get('include')=='false': return
+    if 'hide' in opts or opts.get('include')=='false': return
     src = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M).strip()
     if src and opts.get('echo')!='false': yield f'```python\n{src}\n```'
     out = '\n'.join(filter(None, map(text, c.get('outputs', []))))
