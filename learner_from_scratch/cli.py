@@ -35,11 +35,11 @@ def split_files(
     if not (train and valid): raise ValueError(f'{path}: {len(train)} images to train on and {len(valid)} to validate with; both are needed')
     return train,valid
 
-# %% ../nbs/15_cli.ipynb #b2d30f22
+# %% ../nbs/15_cli.ipynb #90814579
 def folder_learner(
     path:Path, # Image folder, as for `split_files`
     lr:float=0.1, # Highest learning rate
-    bs:int=128, # Batch size
+    bs:int=None, # Batch size; by default 128, or 32 for fewer than 5,000 images
     size:int=64, # Side of the images, in pixels
     seed:int=42, # For weights, order and split
 )->Learner: # Its callbacks: setup, `Recorder`, `OneCycle`
@@ -47,6 +47,7 @@ def folder_learner(
     torch.manual_seed(seed)
     train,valid = split_files(path, seed=seed)
     train_ds = Dataset(train, size=size)
+    bs = bs or (128 if len(train)>=5000 else 32)
     if len(train_ds.vocab)<2: raise ValueError(f'{path}: only one class, {train_ds.vocab[0]!r}; a classifier needs two or more')
     dls = DataLoaders(DataLoader(train_ds, bs, shuffle=True, n_workers=defaults.cpus),
                       DataLoader(Dataset(valid, train_ds.vocab, size=size), 2*bs, n_workers=defaults.cpus))
@@ -55,13 +56,13 @@ def folder_learner(
     cbs = [SetupLearnerCB(tfm=partial(tfm_x, norm=norm)), Recorder(), OneCycle(lr)]
     return Learner(simple_cnn(len(train_ds.vocab)), dls, cross_entropy, lr, cbs)
 
-# %% ../nbs/15_cli.ipynb #e7957c12
+# %% ../nbs/15_cli.ipynb #461cf0f5
 @call_parse
 def lfs_train(
     folder:str=None, # Image folder, with `train` and `val` or class folders alone; drawn shapes by default
     epochs:int=8, # Passes over the images
     lr:float=0.1, # Highest learning rate
-    bs:int=128, # Batch size
+    bs:int=None, # Batch size; by default 128, or 32 for fewer than 5,000 images
     size:int=64, # Side of the images, in pixels
     seed:int=42, # For weights, order and split
     out:str='runs', # Folder for the results

@@ -190,18 +190,18 @@ def outlines(
         star     = o[::12] * np.resize([1,.45], 11),
         triangle = o[::40])
 
-# %% ../nbs/00_data.ipynb #c9597786
+# %% ../nbs/00_data.ipynb #d13164b8
 def paint(
     rng:np.random.Generator, # Where the chance comes from
     size:tuple, # Width and height, in pixels
-    light:float, # Mean brightness, 0 to 255
+    light:float, # Mean brightness, 0 to 170
 )->Image.Image:
     "Soft patches of neighbouring colours: red, green and blue are cosines of the hue"
     hue = rng.uniform(0, 6.3) + rng.normal(0, .4, (3,3,1)) + [0,2,4]
-    rgb = (light + 60*np.cos(hue)).clip(0, 255)
+    rgb = light * (1 + np.cos(hue)/2)
     return Image.fromarray(rgb.astype('uint8')).resize(size, Image.BICUBIC)
 
-# %% ../nbs/00_data.ipynb #e2021bfe
+# %% ../nbs/00_data.ipynb #c4a336f1
 def draw_shape(
     name:str, # A key of `outlines()`
     rng:np.random.Generator, # Where the chance comes from
@@ -209,15 +209,15 @@ def draw_shape(
 )->Image.Image:
     "A light `name` on a dark picture, under noise"
     w,h = rng.integers(size, size*4//3, 2).tolist()
-    r = rng.uniform(.25, .42) * size
+    r = rng.uniform(.25, .45) * size
     centre = rng.uniform(r, w-r) + 1j*rng.uniform(r, h-r)
     turn = -1j * np.exp(1j*rng.uniform(-.8, .8)) # up, and 45 degrees either way
     pts = 4 * (centre + r*turn*outlines()[name])
     mask = Image.new('L', (4*w,4*h))
     ImageDraw.Draw(mask).polygon([*zip(pts.real, pts.imag)], fill=255)
-    im = paint(rng, (w,h), rng.uniform(30, 80))
-    im.paste(paint(rng, (w,h), rng.uniform(130, 180)), mask=mask.reduce(4)) # drawn large, then shrunk: smooth edges
-    noise = rng.normal(0, rng.uniform(0, 25), (h,w,3))
+    im = paint(rng, (w,h), rng.uniform(35, 75))
+    im.paste(paint(rng, (w,h), rng.uniform(140, 170)), mask=mask.reduce(4)) # drawn large, then shrunk: smooth edges
+    noise = rng.uniform(0, 18) * rng.standard_normal((h,w,1))
     return Image.fromarray((im+noise).clip(0, 255).astype('uint8'))
 
 # %% ../nbs/00_data.ipynb #b255e67f

@@ -25,7 +25,7 @@ def directives(c):
 # --- what a cell says ---
 num = re.compile(r'(?<![\w.])[-+]?(?:\d*\.\d+|\d+(?=e[-+]))(?:e[-+]?\d+)?')
 address = re.compile(r'( at)? 0x[0-9a-f]+')
-took = re.compile(r'\b(\d+:\d\d(:\d\d)?(?![\]:])|(\d+min )?\d+(\.\d+)? ?(s|secs?|seconds?|ms|[µμu]s|ns)\b)')
+took = re.compile(r'\b(\d+:\d\d:\d\d|\d\d:\d\d|(\d+min )?\d+(\.\d+)? ?(s|secs?|seconds?|ms|[µμu]s|ns)\b)')
 
 def said(o):
     "What output `o` is, and its text"
