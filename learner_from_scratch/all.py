@@ -10,5 +10,9 @@ from learner_from_scratch.data import *
 from learner_from_scratch.modules import *
 from learner_from_scratch.loss import *
 from learner_from_scratch.learner import *
+from learner_from_scratch.callbacks import *
 from learner_from_scratch.recorder import *
+from learner_from_scratch.checkpoint import *
+from learner_from_scratch.inference import *
+from learner_from_scratch.folders import *
 from learner_from_scratch.cli import *

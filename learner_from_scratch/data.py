@@ -6,10 +6,10 @@
 __all__ = ['image_extensions', 'imagenette_stats', 'norm', 'Folded', 'print_source', 'print_help', 'URLs', 'fastai_cfg',
            'untar_data', 'SafeDownload', 'outlines', 'paint', 'draw_shape', 'draw_shapes', 'book_data', 'get_files',
            'get_image_files', 'read_image', 'Dataset', 'show_image', 'show_images', 'collate', 'DataLoader',
-           'in_threads', 'Normalize', 'tfm_x']
+           'in_threads', 'verify_images', 'Normalize', 'tfm_x']
 
-# %% ../nbs/00_data.ipynb #be2a63f1
-import inspect,os,pydoc,sys,tarfile,tempfile,time,zipfile
+# %% ../nbs/00_data.ipynb #d81346d3
+import inspect,os,pydoc,sys,tarfile,tempfile,time,warnings,zipfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -220,7 +220,7 @@ def draw_shape(
     noise = rng.uniform(0, 18) * rng.standard_normal((h,w,1))
     return Image.fromarray((im+noise).clip(0, 255).astype('uint8'))
 
-# %% ../nbs/00_data.ipynb #b255e67f
+# %% ../nbs/00_data.ipynb #1a3cb96e
 def draw_shapes(
     path:Path, # Folder to make
     n_train:int=4000, # Images in `train`
@@ -233,7 +233,8 @@ def draw_shapes(
     if path.exists(): return path
     path.parent.mkdir(parents=True, exist_ok=True)
     rng,names = np.random.default_rng(seed),list(outlines())
-    with tempfile.TemporaryDirectory(dir=path.parent) as tmp:
+    with FileLock(f'{path}.lock'), tempfile.TemporaryDirectory(dir=path.parent) as tmp:
+        if path.exists(): return path # another process was first
         new = Path(tmp)/path.name
         for split,n in ('train',n_train),('val',n_valid):
             for name in names: (new/split/name).mkdir(parents=True)
@@ -242,7 +243,7 @@ def draw_shapes(
                 im = draw_shape(name, rng, size)
                 if rng.random()<.01: im = im.convert('L') # a few are grey, as in Imagenette
                 im.save(new/split/name/f'{name}_{i:04}.JPEG')
-        if not path.exists(): new.rename(path) # another process may have been first
+        new.rename(path)
     return path
 
 # %% ../nbs/00_data.ipynb #becf45b8
@@ -288,7 +289,14 @@ def get_image_files(
     "Image files in `path`"
     return get_files(path, extensions=image_extensions, recurse=recurse, folders=folders)
 
-# %% ../nbs/00_data.ipynb #20ecae99
+# %% ../nbs/00_data.ipynb #0fd2a91c
+def _rgb(im):
+    "`im` as RGB: 16 bits become 8, and what is transparent becomes white"
+    if im.mode[0]=='I': im = im.point(lambda o: o/256).convert('L')
+    if im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
+    return im.convert('RGB')
+
+# %% ../nbs/00_data.ipynb #52f4e8e6
 def read_image(
     fn, # Name of an image file
     size:int, # Side of the square result, in pixels
@@ -297,11 +305,11 @@ def read_image(
     try:
         with Image.open(fn) as im:
             im.draft('RGB', (size,size))
-            im = ImageOps.exif_transpose(im).convert('RGB')
-            return torch.from_numpy(np.array(im.resize((size,size))))
+            ImageOps.exif_transpose(im, in_place=True)
+            return torch.from_numpy(np.array(_rgb(im).resize((size,size))))
     except Exception as e: raise OSError(f"can't read image {fn}: {e}") from e
 
-# %% ../nbs/00_data.ipynb #a26a7a65
+# %% ../nbs/00_data.ipynb #e8c49eba
 class Dataset:
     "Images and the indices of their labels, decoded when first asked for"
     def __init__(self,
@@ -309,10 +317,13 @@ class Dataset:
         vocab=None, # All labels, in the order of their indices; by default those of `fns`, sorted
         size:int=64, # Side of the square images, in pixels
         cache:int=2**30, # Keep decoded images, up to so many bytes
+        on_error:str='raise', # A file that can't be read: 'raise' when its turn comes, or 'skip' it, see `skipped`
     ):
-        self.fns,self.size = L(fns).map(Path),size
+        self.fns,self.size,self.skipped = L(fns).map(Path),size,L()
+        if on_error=='skip': self._skip_bad()
+        elif on_error!='raise': raise ValueError(f"`on_error` must be 'raise' or 'skip', got {on_error!r}")
         if not self.fns: raise ValueError('`fns` is empty: a dataset needs at least one image file')
-        lbls = self.fns.map(Self.parent.name())
+        lbls = self.fns.map(lambda o: o.parent.name)
         self.vocab = L(vocab) or lbls.unique().sorted()
         self.v2i = self.vocab.val2idx()
         for fn,o in zip(self.fns, lbls):
@@ -321,6 +332,7 @@ class Dataset:
         self.decoded,self.room = {},cache//(3*size*size)
 
     def __len__(self): return len(self.fns)
+    def __getstate__(self): return {**self.__dict__, 'decoded':{}} # A pickle goes without the cache
 
     def image(self, i):
         "Image `i` as bytes, `(size, size, 3)`; from the cache if it was decoded before"
@@ -374,7 +386,7 @@ def collate(
     xb,yb = zip(*[ds[i] for i in idxs])
     return torch.stack(xb),torch.stack(yb)
 
-# %% ../nbs/00_data.ipynb #af6e9f94
+# %% ../nbs/00_data.ipynb #2e98c348
 class DataLoader:
     "Batches of `ds` in order or shuffled, made by threads while you work on the last one"
     def __init__(self,
@@ -386,40 +398,62 @@ class DataLoader:
         if bs<1: raise ValueError(f'`bs` must be at least 1, got {bs}')
         if n_workers<0: raise ValueError(f'`n_workers` must not be negative, got {n_workers}')
         store_attr()
-        self.batch = getattr(ds, 'batch', partial(collate, ds=ds))
 
     def __len__(self): return (len(self.ds)-1)//self.bs+1
 
     def __iter__(self):
         n = len(self.ds)
         idxs = (torch.randperm(n) if self.shuffle else torch.arange(n)).tolist()
-        chunks = chunked(idxs, self.bs)
-        if self.n_workers==0: yield from map(self.batch, chunks)
-        else: yield from in_threads(self.batch, chunks, self.n_workers)
+        chunks,batch = chunked(idxs, self.bs),getattr(self.ds, 'batch', partial(collate, ds=self.ds))
+        if self.n_workers==0: yield from map(batch, chunks)
+        else: yield from in_threads(batch, chunks, self.n_workers)
 
-# %% ../nbs/00_data.ipynb #bfee0bcb
+# %% ../nbs/00_data.ipynb #e8c8f670
 def in_threads(
     f, # Function of one argument
     items, # Its arguments
     n_workers:int, # Threads, at least 1
 ): # The results, in the order of `items`
     "`map(f, items)`, computed at most `n_workers`+1 items ahead; an error reaches the caller"
-    items,ex = iter(items),ThreadPoolExecutor(n_workers)
+    items,ex,pid = iter(items),ThreadPoolExecutor(n_workers),os.getpid()
     try:
         todo = deque(ex.submit(f, o) for o in islice(items, n_workers+1))
         while todo:
+            if os.getpid()!=pid: raise RuntimeError('the threads stayed in the parent of this process: begin a new pass')
             res = todo.popleft().result()
             todo.extend(ex.submit(f, o) for o in islice(items, 1))
             yield res
     finally: ex.shutdown(cancel_futures=True)
 
-# %% ../nbs/00_data.ipynb #73bd3f96
+# %% ../nbs/00_data.ipynb #43c0137e
+def verify_images(
+    fns, # Image files
+    n_workers:int=defaults.cpus, # Threads
+)->L: # For each that can't be used, its name and why
+    "The files among `fns` that `read_image` can't read"
+    def _bad(fns):
+        for fn in fns:
+            try: read_image(fn, 1)
+            except OSError as e: yield fn,str(e)
+    return L(in_threads(lambda o: list(_bad(o)), chunked(fns, 64), n_workers)).concat()
+
+# %% ../nbs/00_data.ipynb #e79cd4c2
+@patch
+def _skip_bad(self:Dataset):
+    "Leave out files that can't be read, list them in `skipped`, and warn"
+    n,self.skipped = len(self.fns),verify_images(self.fns)
+    bad = set(self.skipped.itemgot(0))
+    self.fns = self.fns.filter(lambda o: o not in bad)
+    if bad: warnings.warn(f"{len(self.skipped)} of {n} images are skipped, see `skipped`; the first: {self.skipped[0][1]}", stacklevel=3)
+
+# %% ../nbs/00_data.ipynb #251cf5c9
 @patch
 def batch(self:Dataset,
     idxs, # Indices of the items
 )->tuple: # Floats in [0, 1], `(bs, size, size, 3)`, and int64 labels `(bs,)`
     "The same as `collate(idxs, self)`, in a quarter of the memory traffic"
-    return torch.stack([self.image(i) for i in idxs]).float()/255, self.y[idxs]
+    xb = np.stack([self.image(i).numpy() for i in idxs])
+    return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]
 
 # %% ../nbs/00_data.ipynb #84dc5c5e
 class Normalize:

@@ -44,12 +44,14 @@ class DataLoaders:
 class CancelFitException(Exception):
     "Raise it in a callback to end the fit"
 
-# %% ../nbs/03_learner.ipynb #339e0054
+# %% ../nbs/03_learner.ipynb #51fc6529
 def bar(
     dl, # Anything with a length
 ): # The same items
-    "`dl`, with a progress bar in a notebook or a terminal"
-    return progress_bar(dl, leave=False) if IN_NOTEBOOK or sys.stdout.isatty() else dl
+    "`dl`, with a progress bar in a notebook or a terminal, which goes away however the loop ends"
+    items = progress_bar(dl, leave=False) if len(dl) and (IN_NOTEBOOK or sys.stdout.isatty()) else dl
+    try: yield from items
+    finally: getattr(items, 'on_iter_end', noop)()
 
 # %% ../nbs/03_learner.ipynb #c970b793
 class Learner:

@@ -1,0 +1,189 @@
+"`kill -9` at any moment: the last checkpoint loads, and the resumed fit ends with the very same weights"
+import errno,hashlib,multiprocessing,os,pickle,random,shutil,signal,sys,time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from learner_from_scratch import checkpoint as mod
+from learner_from_scratch.callbacks import *
+from learner_from_scratch.checkpoint import *
+from learner_from_scratch.data import DataLoader
+from learner_from_scratch.learner import *
+from learner_from_scratch.loss import cross_entropy
+from learner_from_scratch.modules import *
+
+posix = pytest.mark.skipif(sys.platform!='linux', reason='needs SIGKILL and a fork server')
+
+class Noise(Callback):
+    "Draws from Python's and NumPy's dice"
+    def before_batch(self):
+        xb,yb = self.batch
+        self.learner.batch = xb + random.random()/9 + np.random.randn()/9, yb
+
+class Average(Callback):
+    "A callback that remembers: the moving average of the first weight"
+    def before_fit(self): self.avg = 0.
+    def after_step(self): self.avg = .9*self.avg + .1*next(iter(self.model.parameters())).sum().item()
+    def state(self): return self.avg
+    def load_state(self, state): self.avg = state
+
+def ours(): return Sequential(ConvLayer(3,32,stride=2), ConvLayer(32,64,stride=2), AdaptivePool(), Linear(64,10))
+def theirs():
+    nn = torch.nn
+    return nn.Sequential(nn.Conv2d(3,32,3,stride=2), nn.BatchNorm2d(32), nn.ReLU(), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32,10))
+
+def digest(model, avg):
+    h = hashlib.sha256(repr(avg).encode())
+    for k,p in model.state_dict().items(): h.update(k.encode() + p.numpy().tobytes())
+    return h.hexdigest()
+
+def fit(path, kind, seed=0, out=None):
+    "One fit, in a process of its own: 3 epochs of 10 batches, a checkpoint after each batch"
+    torch.set_num_threads(1)
+    torch.manual_seed(7)
+    x,y = torch.randn(80,3,8,8),torch.arange(80)%10
+    items = [*zip(x,y)]
+    dls = DataLoaders(DataLoader(items, 8, shuffle=True), DataLoader(items, 40))
+    for f in (torch.manual_seed,np.random.seed,random.seed): f(seed)
+    avg = Average()
+    opt_func,model = (SGD,ours()) if kind=='ours' else (torch.optim.AdamW,theirs())
+    cbs = [Noise(), OneCycle(.01), avg, GradientAccumulation(2), Checkpoint(path, every=1, resume=True)]
+    Learner(model, dls, cross_entropy, .01, cbs, opt_func).fit(3)
+    if out: Path(out).write_text(digest(model, avg.avg))
+
+@pytest.fixture(scope='module')
+def start():
+    "Starts `fit` in a new process; they fork from a server that has imported all already"
+    ctx = multiprocessing.get_context('forkserver')
+    ctx.set_forkserver_preload(['pytest','torch._dynamo','learner_from_scratch.checkpoint'])
+    def _start(*args, **kwargs):
+        p = ctx.Process(target=fit, args=args, kwargs=kwargs)
+        p.start()
+        return p
+    return _start
+
+def wait_for(cond, p, secs=30):
+    end = time.monotonic()+secs
+    while not cond() and p.is_alive() and time.monotonic()<end: pass
+
+@posix
+def test_kill(start, tmp_path):
+    "20 kills at a random moment, 10 at the sight of a file that is being written"
+    rng,want,secs = random.Random(42),{},{}
+    for kind in ('ours','theirs'):
+        out = tmp_path/f'{kind}.txt'
+        for _ in range(2):
+            shutil.rmtree(tmp_path/kind, ignore_errors=True)
+            t = time.monotonic()
+            p = start(tmp_path/kind, kind, out=out)
+            p.join(60)
+            secs[kind] = time.monotonic()-t
+        want[kind] = out.read_text()
+    in_save,epochs = 0,[]
+    for i in range(30):
+        kind,path,out = ('ours','theirs')[i%2],tmp_path/f'{i}',tmp_path/f'{i}.txt'
+        p = start(path, kind)
+        if i<20: time.sleep(rng.uniform(0, secs[kind]))
+        else:
+            n = rng.randrange(1,30)
+            wait_for(lambda: (path/f'{n:08}.ckpt.tmp').exists(), p)
+        p.kill()
+        p.join(10)
+        assert p.exitcode in (-signal.SIGKILL,0)
+        in_save += any(path.glob('*.tmp'))
+        files = sorted(path.glob('*.ckpt'))
+        s = load_checkpoint(files[-1]) if files else {}
+        epochs.append((s.get('epoch',0),s.get('num',0)))
+        # with a checkpoint, nothing else may matter: the seed is another one
+        q = start(path, kind, seed=1 if files else 0, out=out)
+        q.join(60)
+        assert q.exitcode==0
+        assert out.read_text()==want[kind], (kind, epochs[-1])
+        assert not any(path.glob('*.tmp'))
+    print(f'30 kills, {in_save} of them while a file was being written; resumed at {sorted(epochs)}; {secs}')
+    assert in_save>=5 and len(set(epochs))>8
+
+def test_flushed_then_renamed(tmp_path, monkeypatch):
+    "The order that survives a power cut: data to the disk, new name, name to the disk"
+    log = []
+    def spy(name, f):
+        def _f(*args):
+            log.append(name)
+            return f(*args)
+        return _f
+    for name in ('fsync','replace'): monkeypatch.setattr(mod.os, name, spy(name, getattr(os, name)))
+    with whole_file(tmp_path/'a') as f: f.write(b'a')
+    assert log==['fsync','replace'] + ['fsync']*(os.name=='posix')
+
+def test_full_disk(tmp_path, monkeypatch):
+    "A disk that is full when the data are flushed costs neither the old file nor the folder's order"
+    fn = tmp_path/'model.safetensors'
+    save_model(Linear(1,1), fn)
+    old = fn.read_bytes()
+    def full(fd): raise OSError(errno.ENOSPC, 'No space left on device')
+    monkeypatch.setattr(mod.os, 'fsync', full)
+    with pytest.raises(OSError, match='No space left'): save_model(Linear(1,1), fn)
+    assert fn.read_bytes()==old and list(tmp_path.iterdir())==[fn]
+
+class Evil:
+    def __init__(self, fn): self.fn = fn
+    def __reduce__(self): return Path.touch,(Path(self.fn),)
+
+@pytest.mark.parametrize('write', [lambda o,fn: fn.write_bytes(pickle.dumps(o)), torch.save])
+def test_code_is_refused(tmp_path, write):
+    "The same file, first with `pickle`'s trust and then with ours"
+    hacked,fn = tmp_path/'hacked',tmp_path/'evil'
+    write(Evil(hacked), fn)
+    if write is torch.save: torch.load(fn, weights_only=False)
+    else: pickle.loads(fn.read_bytes())
+    assert hacked.exists()
+    hacked.unlink()
+    for load in (load_checkpoint, load_weights, lambda o: load_model(Linear(1,1), o)):
+        with pytest.raises(ValueError, match='evil'): load(fn)
+    assert not hacked.exists()
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    path = tmp_path_factory.mktemp('saved')
+    fit(path, 'ours')
+    return path
+
+def test_every_truncation(saved, tmp_path):
+    for good,load in ((sorted(saved.glob('*.ckpt'))[-1],load_checkpoint), (saved/'best.safetensors',load_weights)):
+        data,fn = good.read_bytes(),tmp_path/f'cut_{good.name}'
+        for n in [*range(0, len(data), len(data)//40), len(data)-1]:
+            fn.write_bytes(data[:n])
+            with pytest.raises(ValueError, match=fn.name): load(fn)
+
+def test_flipped_bits(saved, tmp_path):
+    "Each changed bit of a checkpoint is found, or had no part in what was read"
+    good = sorted(saved.glob('*.ckpt'))[-1]
+    data,fn,rng,found = good.read_bytes(),tmp_path/'flipped',random.Random(0),0
+    want = load_checkpoint(good)['model']
+    for _ in range(100):
+        i = rng.randrange(len(data))
+        fn.write_bytes(data[:i] + bytes([data[i]^(1<<rng.randrange(8))]) + data[i+1:])
+        try: got = load_checkpoint(fn)['model']
+        except ValueError as e:
+            found += 1
+            assert 'flipped' in str(e)
+        else: assert all(torch.equal(want[k], got[k]) for k in want)
+    assert found>50
+
+def test_ctrl_c_in_a_batch_saves_nothing(tmp_path):
+    "After half a batch there is no state to go on from"
+    class Stop(Callback):
+        def after_backward(self):
+            if self.num==1: raise KeyboardInterrupt
+    line = [(torch.ones(4,1),torch.ones(4,1))]*3
+    learn = Learner(Linear(1,1), DataLoaders(line,line), lambda a,b: ((a-b)**2).mean(), .1)
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=[Stop(), Checkpoint(tmp_path, every=1)])
+    files = sorted(tmp_path.glob('*.ckpt'))
+    assert [(s['epoch'],s['num']) for s in map(load_checkpoint, files)]==[(0,1)]
+    learn.fit(1, cbs=Checkpoint(tmp_path, resume=True))
+    assert [(s['epoch'],s['num']) for s in map(load_checkpoint, sorted(tmp_path.glob('*.ckpt')))]==[(0,1),(1,0)]
+
+def test_another_model(saved):
+    with pytest.raises(ValueError, match=r'missing: 0.0.w.*unexpected: 0.w.*shape: 1.w \(64, 32, 3, 3\) for \(10, 8\)'):
+        Learner(Sequential(Sequential(ConvLayer(3,8)), Linear(8,10)), DataLoaders([],[]), cross_entropy, .1).fit(4, cbs=Checkpoint(saved, resume=True))
