@@ -23,12 +23,15 @@ class CancelEpochException(Exception):
 class CancelBatchException(Exception):
     "Raise it in a callback to end this batch"
 
-# %% ../nbs/10_callbacks.ipynb #95da2dc6
+# %% ../nbs/10_callbacks.ipynb #f56a4667
 Learner.error = None
 
 @patch
 @contextmanager
-def closing(self:Learner, event, cancel):
+def closing(self:Learner,
+    event:str, # Such as `after_batch`
+    cancel:type, # The exception that is no error
+):
     "At the end of the block call `event`, whatever happens; `cancel` ends the block quietly"
     try: yield
     except cancel: self.error = None
@@ -37,9 +40,10 @@ def closing(self:Learner, event, cancel):
         raise
     finally: self(event)
 
-# %% ../nbs/10_callbacks.ipynb #d5038472
+# %% ../nbs/10_callbacks.ipynb #eda1a235
 @patch
 def one_batch(self:Learner):
+    "Predict, compare and, in training, make a step"
     self.preds = self.loss = None
     with self.closing('after_batch', CancelBatchException):
         self('before_batch')
@@ -56,9 +60,12 @@ def one_batch(self:Learner):
             self('after_step')
             self.opt.zero_grad()
 
-# %% ../nbs/10_callbacks.ipynb #9b823dff
+# %% ../nbs/10_callbacks.ipynb #7996995e
 @patch
-def one_epoch(self:Learner, train):
+def one_epoch(self:Learner,
+    train:bool, # Train, or validate?
+):
+    "One pass over the training or the validation batches"
     self.model.train(train)
     with self.closing('after_epoch', CancelEpochException), torch.set_grad_enabled(train):
         self('before_epoch')
@@ -82,10 +89,12 @@ def remove_cb(self:Learner,
     "Remove callback `cb`"
     self.cbs = self.cbs.filter(lambda o: o is not cb and type(o) is not cb)
 
-# %% ../nbs/10_callbacks.ipynb #cca3e177
+# %% ../nbs/10_callbacks.ipynb #15f362b3
 @patch
 @contextmanager
-def added_cbs(self:Learner, cbs):
+def added_cbs(self:Learner,
+    cbs, # Callbacks, or one, or `None`
+):
     "Have `cbs` too, in this block"
     cbs = L(cbs)
     for cb in self.cbs+cbs: cb.learner = self
@@ -111,12 +120,15 @@ def fit(self:Learner,
             self.one_epoch(True)
             self.one_epoch(False)
 
-# %% ../nbs/10_callbacks.ipynb #837263b7
+# %% ../nbs/10_callbacks.ipynb #13814f60
 Callback.order = 0
 SetupLearnerCB.order = -20
 
 @patch
-def __call__(self:Learner, name):
+def __call__(self:Learner,
+    name:str, # Such as `after_batch`
+):
+    "Call event `name` of all callbacks, in their order"
     for cb in sorted(self.cbs, key=lambda o: o.order):
         try: getattr(cb, name, noop)()
         except Exception as e:

@@ -41,7 +41,7 @@ class Mean:
     @property
     def value(self): return float(self.sum)/self.n if self.n else float('nan')
 
-# %% ../nbs/11_recorder.ipynb #25409215
+# %% ../nbs/11_recorder.ipynb #3ab90a26
 class Recorder(Callback):
     "A table of losses and metrics, shown while it grows, and the curves"
     order,device = 20,None
@@ -50,7 +50,8 @@ class Recorder(Callback):
         csv:Path=None, # File to keep the table in, if wanted
     ):
         self.metrics,self.csv = metrics or (accuracy,),csv
-        self.names = ['epoch','train_loss','valid_loss',*[getattr(f,'__name__',type(f).__name__) for f in self.metrics],'time']
+        names = [getattr(f, '__name__', type(f).__name__) for f in self.metrics]
+        self.names = ['epoch','train_loss','valid_loss',*names,'time']
         self.clear()
 
     def clear(self): self.rows,self.ends,self.losses,self.lrs = [],[],[],[]
@@ -83,7 +84,8 @@ class Recorder(Callback):
             self.train_loss = values[0]
             self.losses += [o.item() for o in self.seen]
         elif self.error is None:
-            self.rows.append([self.epoch, self.train_loss, *values, time.perf_counter()-self.started])
+            secs = time.perf_counter()-self.started
+            self.rows.append([self.epoch, self.train_loss, *values, secs])
             self.ends.append(len(self.losses))
             self.show()
             if self.csv: self.to_csv(self.csv)
@@ -94,15 +96,19 @@ def cells(self:Recorder):
     "The table as text, names first"
     return [self.names, *[[f'{e}', *[f'{o:.4f}' for o in values], f'{secs:.1f}s'] for e,*values,secs in self.rows]]
 
-# %% ../nbs/11_recorder.ipynb #81e98713
+# %% ../nbs/11_recorder.ipynb #87e93a10
 @patch
-def show(self:Recorder, new=False):
+def show(self:Recorder,
+    new:bool=False, # Begin a new display?
+):
     "Show the table as it is now"
     if IN_NOTEBOOK:
         from IPython.display import display
         if new: self.out = display(self, display_id=True)
         else: self.out.update(self)
-    else: print('  '.join(f'{o:>{max(10,len(n))}}' for n,o in zip(self.names, self.cells()[-1])), flush=True)
+    else:
+        row = [f'{o:>{max(10,len(n))}}' for n,o in zip(self.names, self.cells()[-1])]
+        print('  '.join(row), flush=True)
 
 # %% ../nbs/11_recorder.ipynb #85c4f7bd
 @patch
@@ -116,7 +122,7 @@ def plot_loss(self:Recorder,
     ax.set(xlabel='batch', ylabel='loss')
     ax.legend()
 
-# %% ../nbs/11_recorder.ipynb #f62f6cdd
+# %% ../nbs/11_recorder.ipynb #128de9a7
 @patch
 def _repr_html_(self:Recorder):
     names,*rows = self.cells()
@@ -125,7 +131,8 @@ def _repr_html_(self:Recorder):
     fig,png = plt.Figure((6,2.6), layout='constrained'),BytesIO()
     self.plot_loss(fig.subplots())
     fig.savefig(png, format='png', dpi=72)
-    return to_xml((table, Img(alt='Training and validation loss', src=f'data:image/png;base64,{b64encode(png.getvalue()).decode()}')))
+    src = f'data:image/png;base64,{b64encode(png.getvalue()).decode()}'
+    return to_xml((table, Img(alt='Training and validation loss', src=src)))
 
 # %% ../nbs/11_recorder.ipynb #54c93e46
 @patch
