@@ -10,7 +10,7 @@ train: .venv/made ## Train on drawn images, or on your own: make train DATA=fold
 	$(bin)/lfs_train $(DATA) $(ARGS)
 
 test: .venv/made ## Run the notebooks and check that library and README are theirs
-	$(bin)/nbdev_test --do_print --timing
+	OMP_NUM_THREADS=1 $(bin)/nbdev_test --do_print --timing  # as many notebooks at a time as there are processors
 	$(bin)/pytest -q --ignore tests/test_site.py
 
 docs: .venv/made ## Build the site in _docs

@@ -14,5 +14,6 @@ from learner_from_scratch.callbacks import *
 from learner_from_scratch.recorder import *
 from learner_from_scratch.checkpoint import *
 from learner_from_scratch.inference import *
+from learner_from_scratch.distributed import *
 from learner_from_scratch.folders import *
 from learner_from_scratch.cli import *

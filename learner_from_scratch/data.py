@@ -386,7 +386,7 @@ def collate(
     xb,yb = zip(*[ds[i] for i in idxs])
     return torch.stack(xb),torch.stack(yb)
 
-# %% ../nbs/00_data.ipynb #2e98c348
+# %% ../nbs/00_data.ipynb #23fcd725
 class DataLoader:
     "Batches of `ds` in order or shuffled, made by threads while you work on the last one"
     def __init__(self,
@@ -401,12 +401,16 @@ class DataLoader:
 
     def __len__(self): return (len(self.ds)-1)//self.bs+1
 
+    def batch(self, idxs):
+        "The items `idxs` as one batch; the dataset may know a faster way"
+        return self.ds.batch(idxs) if hasattr(self.ds, 'batch') else collate(idxs, self.ds)
+
     def __iter__(self):
         n = len(self.ds)
         idxs = (torch.randperm(n) if self.shuffle else torch.arange(n)).tolist()
-        chunks,batch = chunked(idxs, self.bs),getattr(self.ds, 'batch', partial(collate, ds=self.ds))
-        if self.n_workers==0: yield from map(batch, chunks)
-        else: yield from in_threads(batch, chunks, self.n_workers)
+        chunks = chunked(idxs, self.bs)
+        if self.n_workers==0: yield from map(self.batch, chunks)
+        else: yield from in_threads(self.batch, chunks, self.n_workers)
 
 # %% ../nbs/00_data.ipynb #e8c8f670
 def in_threads(

@@ -10,13 +10,13 @@ import torch
 from .data import *
 from .modules import *
 
-# %% ../nbs/02_loss.ipynb #b09fd240
+# %% ../nbs/02_loss.ipynb #98f19e58
 def nll(
     input:torch.Tensor, # Log-probabilities, `(bs, n)`
     target:torch.Tensor, # Indices of the right classes, int64 from 0 to `n`-1, `(bs,)`
 )->torch.Tensor: # A scalar, 0 at best
     "Negative log-likelihood: minus the mean log-probability of the right classes"
-    return -input.gather(-1, target[:,None]).mean()
+    return -input.gather(-1, target.view(*input.shape[:-1],1)).mean()
 
 # %% ../nbs/02_loss.ipynb #4ea975b2
 def logsumexp(
@@ -26,11 +26,12 @@ def logsumexp(
     m = x.max(-1, keepdim=True)[0]
     return m.squeeze(-1) + (x-m).exp().sum(-1).log()
 
-# %% ../nbs/02_loss.ipynb #17a32ed7
+# %% ../nbs/02_loss.ipynb #d2a2664f
 def log_softmax(
     x:torch.Tensor, # Scores, `(..., n)`
 )->torch.Tensor: # Log-probabilities, `(..., n)`, at most 0
     "Logarithm of the softmax over the last axis"
+    x = x - x.max(-1, keepdim=True)[0]
     return x - logsumexp(x)[...,None]
 
 # %% ../nbs/02_loss.ipynb #c0e34d05

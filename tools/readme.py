@@ -17,9 +17,11 @@ def prose(s):
     return re.sub(r'((?:src|href|srcset)=")([^"]+)', lambda m: m[1]+local(m[2]), s)
 
 def text(o):
-    "What output `o` says, or nothing for a picture"
-    s = o.get('text') or o.get('data', {}).get('text/plain', '')
-    return '' if any(k.startswith('image') for k in o.get('data', {})) else ''.join(s).rstrip()
+    "What output `o` says, fenced, or the table it shows; nothing for a picture"
+    data = o.get('data', {})
+    if table := re.search(r'<table.*</table>', ''.join(data.get('text/html', '')), flags=re.S): return table[0]
+    s = ''.join(o.get('text') or data.get('text/plain', '')).rstrip()
+    return f'```\n{s}\n```' if s and not any(k.startswith('image') for k in data) else ''
 
 def code(c):
     "Code cell `c` and its output, fenced"
@@ -27,8 +29,7 @@ def code(c):
     if 'hide' in opts or opts.get('include')=='false': return
     src = re.sub(r'^#\|.*\n?', '', c.source, flags=re.M).strip()
     if src and opts.get('echo')!='false': yield f'```python\n{src}\n```'
-    out = '\n'.join(filter(None, map(text, c.get('outputs', []))))
-    if out and opts.get('output')!='false': yield f'```\n{out}\n```'
+    if opts.get('output')!='false': yield from map(text, c.get('outputs', []))
 
 def readme(fn=root/'nbs/index.ipynb'):
     "The notebook `fn` as markdown for the top folder"
