@@ -114,9 +114,10 @@ def to_device(
     if isinstance(b, Tensor): return b.to(default_device() if device is None else device)
     return type(b)(to_device(o, device) for o in b)
 
-# %% ../nbs/01_modules.ipynb #ad4465b7
+# %% ../nbs/01_modules.ipynb #d5597085
 @patch
 def __repr__(self:Module):
+    "The tree of the module, with shapes and numbers of weights"
     own = ', '.join(f'{k} {tuple(p.shape)}' for k,p in self.params.items())
     lines = [f'{type(self).__name__} {sum(p.numel() for p in self.parameters()):,}' + (f': {own}' if own else '')]
     for i,(k,m) in enumerate(self.children.items(), 1):
