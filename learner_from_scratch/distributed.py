@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['rank_distrib', 'num_distrib', 'Shard', 'join_group', 'buckets', 'sum_over_ranks', 'DistributedCB']
 
-# %% ../nbs/14_distributed.ipynb #603b9c62
-import os,sys
+# %% ../nbs/14_distributed.ipynb #5458756e
+import atexit,os,sys
 from copy import copy
 from datetime import timedelta
 import torch
@@ -56,7 +56,11 @@ class Shard(GetAttr):
         for b in self.dl:
             if len(b[1]) or torch.is_grad_enabled(): yield b
 
-# %% ../nbs/14_distributed.ipynb #e408c4f1
+# %% ../nbs/14_distributed.ipynb #95c85730
+def _leave_group():
+    if dist.is_initialized(): dist.destroy_process_group()
+
+# %% ../nbs/14_distributed.ipynb #ac506416
 def join_group(
     timeout:float=300, # Seconds to wait for another rank before giving up with an error
 ):
@@ -65,6 +69,7 @@ def join_group(
     alone = {} if num_distrib()>1 else dict(store=dist.HashStore(), rank=0, world_size=1)
     if torch.cuda.is_available(): torch.cuda.set_device(int(os.getenv('LOCAL_RANK', 0)))
     dist.init_process_group(timeout=timedelta(seconds=timeout), **alone)
+    atexit.register(_leave_group)
     if rank_distrib(): sys.stdout = open(os.devnull, 'w')
 
 # %% ../nbs/14_distributed.ipynb #6eeaa8d8
