@@ -1,7 +1,7 @@
 PYTHON ?= python3
 bin := .venv/bin
 
-.PHONY: help train test docs preview notebooks clean
+.PHONY: help train test docs preview notebooks bench clean
 
 help: ## What there is to make
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /make \1	/'
@@ -21,6 +21,9 @@ preview: .venv/made ## Build the site and serve it
 
 notebooks: .venv/made ## Run the notebooks in place: the outputs to commit
 	$(bin)/python tools/notebooks.py run
+
+bench: .venv/made ## Measure loaders and trainings: benchmarks/results.json
+	$(bin)/python benchmarks/bench.py
 
 clean: ## Remove all that make made
 	rm -rf .venv _docs _proc build *.egg-info

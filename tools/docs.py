@@ -25,7 +25,7 @@ def _repr_markdown_(self:BasicMarkdownRenderer):
     "What `show_doc` puts on a page: name, source link, docstring, docments as a table (as code if only the result has one)"
     name,src = self.nm.replace('_', r'\_'),NbdevLookup().code(self.fn)
     link = f'[source]({src}){{.source}}' if src else ''
-    tbl = str(DocmentTbl(self.sym)).replace('| NoneType |', '| |') # the type of a default that is no type
+    tbl = str(DocmentTbl(self.sym)).replace('| NoneType |', '| |').replace('<', '&lt;') # the type of a default that is no type; a `Param` is shown as <its help>
     return '\n\n'.join([f'{"#"*self.title_level} {name}', link, self.docs, tbl or (f'```python\n{self.dm}\n```' if '#' in str(self.dm) else '')])
 
 def mathml(m): return LatexToMathML().convert_with_local_state(unescape(m[2]), displaystyle=m[1]=='display')
