@@ -23,6 +23,7 @@ notebooks: .venv/made ## Run the notebooks in place: the outputs to commit
 	$(bin)/python tools/notebooks.py run
 
 bench: .venv/made ## Measure loaders and trainings: benchmarks/results.json
+	$(bin)/pip install -q --no-compile -c constraints.txt -e '.[bench]'
 	$(bin)/python benchmarks/bench.py
 
 clean: ## Remove all that make made

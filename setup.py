@@ -20,5 +20,5 @@ setup(
                  *(f'Programming Language :: Python :: 3.{o}' for o in range(minor, 14))],
     python_requires=f'>={cfg["min_python"]}', packages=[lib], zip_safe=False,
     install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements'), 'site': lines('site_requirements')},
+    extras_require={k: lines(f'{k}_requirements') for k in ('dev','site','bench')},
     entry_points={'console_scripts': lines('console_scripts'), 'nbdev': [f'{lib}={lib}._modidx:d']})

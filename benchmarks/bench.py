@@ -110,6 +110,7 @@ def main(
     res['fit'] = {o: fit(o, path, epochs) for o in names}
     res['growth'] = growth(path)
     res['ratios'] = ratios(*[res[o] for o in ('loader','fit','limits','growth')])
+    res['targets'] = targets
     res = rounded(res)
     fname.write_text(json.dumps(res, indent=1)+'\n')
     show(res)

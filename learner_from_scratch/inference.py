@@ -115,10 +115,12 @@ def show_batch(self:DataLoader,
     xb,yb = first(self)
     show_images(xb[:n], [self.ds.vocab[y] for y in yb[:n]])
 
-# %% ../nbs/13_inference.ipynb #b273fa5d
+# %% ../nbs/13_inference.ipynb #8f7843f2
 def _show_preds(ds, idxs, probs, note=lambda i: ''):
-    show_images([ds.image(i) for i in idxs], ['']*len(idxs), imsize=1.6)
-    for ax,i in zip(plt.gcf().axes, idxs):
+    show_images([ds.image(i) for i in idxs], imsize=1.6)
+    fig = plt.gcf()
+    fig.set_figheight(1.4*fig.get_figheight()) # room for titles of several lines
+    for ax,i in zip(fig.axes, idxs):
         p,k = probs[i].max(0)
         ok = k==ds.y[i]
         ax.set_title(f'{ds.vocab[ds.y[i]]}\n{ds.vocab[k]} {p:.0%}{note(i)}', fontsize=9, color='black' if ok else 'crimson')

@@ -1,6 +1,8 @@
 "The drawn shapes are worth learning: what tells them apart is the outline, and no sum over pixels sees it"
-import pytest
-from learner_from_scratch.all import *
+import pytest,torch
+from learner_from_scratch.data import draw_shapes
+from learner_from_scratch.modules import Module,Linear,simple_cnn
+from learner_from_scratch.cli import folder_learner
 
 class LinearModel(Module):
     "One weight for each pixel and class"

@@ -104,7 +104,7 @@ def check(fn):
         d = Path(d)/root.name
         d.mkdir()
         for o in 'settings.ini','pyproject.toml': shutil.copy(root/o, d)
-        shutil.copytree(fn.parent, d/'nbs')
+        for o in 'nbs','benchmarks': shutil.copytree(root/o, d/o)
         places[d] = '.'
         new = run_nb(fn, d/'nbs')
     diffs = [(i,cell_diff(*o)) for i,o in enumerate(zip(nbformat.read(fn, 4).cells, new.cells)) if o[0].cell_type=='code']
