@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['find_arch', 'folder_learner', 'one_line', 'lfs_train', 'lfs_predict', 'lfs_find']
 
-# %% ../nbs/19_cli.ipynb #036a8df8
-import importlib,sys
+# %% ../nbs/19_cli.ipynb #7c243d95
+import argparse,importlib,sys
 from contextlib import contextmanager
 from functools import partial
 import matplotlib.pyplot as plt
 import torch
 from fastcore.all import *
-from fastcore.script import Param,call_parse
+from fastcore.script import call_parse
 from .data import *
 from .modules import *
 from .loss import *
@@ -65,10 +65,10 @@ def one_line(
     except (OSError,ValueError) as e: sys.exit(f'{cmd}: {e}')
     except KeyboardInterrupt: sys.exit(130)
 
-# %% ../nbs/19_cli.ipynb #5a446c03
+# %% ../nbs/19_cli.ipynb #f31c197a
 @call_parse
 def lfs_train(
-    folder:Param('Image folder, with train and val or class folders alone; drawn shapes by default', nargs='?', opt=False)=None,
+    folder:str, # Image folder, with train and val or class folders alone; `shapes` draws one if there is no such folder
     epochs:int=8, # Passes over the images
     lr:float=0.1, # Highest learning rate
     bs:int=None, # Batch size; by default 128, or 32 for fewer than 5,000 images
@@ -80,7 +80,8 @@ def lfs_train(
 ):
     "Train on an image folder; save the model, the table and pictures of curves, confusions and worst mistakes"
     with one_line('lfs_train'):
-        path = Path(folder) if folder else draw_shapes(fastai_cfg().path('data')/'shapes')
+        path = Path(folder)
+        if folder=='shapes' and not path.exists(): path = draw_shapes(fastai_cfg().path('data')/'shapes')
         learn = folder_learner(path, lr, bs, size, arch, seed)
         out = Path(out) if out else Path('runs')/path.resolve().name
         out.mkdir(parents=True, exist_ok=True)
@@ -95,18 +96,20 @@ def lfs_train(
             plt.close()
         print(f'Saved in {out}: {", ".join(sorted(o.name for o in out.iterdir() if o.is_file()))}')
 
-# %% ../nbs/19_cli.ipynb #f64296b8
-@call_parse
+# %% ../nbs/19_cli.ipynb #b8da7c6b
 def lfs_predict(
-    model:str, # A model.safetensors of lfs_train
-    images:Param('Image files', nargs='+'),
+    args=None, # A model.safetensors of lfs_train, then image files; by default those of the command line
 ):
     "Print the label of each image, and how probable it is"
+    p = argparse.ArgumentParser('lfs_predict', description=lfs_predict.__doc__)
+    p.add_argument('model', help='a model.safetensors of lfs_train')
+    p.add_argument('images', nargs='+', help='image files')
+    args = p.parse_args(args)
     with one_line('lfs_predict'):
-        _,meta = load_weights(model)
+        _,meta = load_weights(args.model)
         name = meta.get('arch', 'simple_cnn')
-        pred = Predictor.load(model, {name: find_arch(name)})
-        for o in L(images):
+        pred = Predictor.load(args.model, {name: find_arch(name)})
+        for o in args.images:
             label,probs = pred.predict(o)
             print(f'{o}: {label} {probs.max():.1%}')
 
