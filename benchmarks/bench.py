@@ -41,10 +41,15 @@ def run(what, **args):
 
 # --- what we want to know ---
 def passes(name, path, **kw):
-    "Images a second in the first pass and in the best of the later ones"
+    "Images a second in the first pass and in the later ones"
     ps,peak = run('passes', name=name, path=path, **kw)
     speeds = [o['n']/o['secs'] for o in ps]
-    return dict(first=speeds[0], later=max(speeds[1:], default=None), secs=ps[0]['secs'], peak=peak)
+    return dict(first=speeds[0], later=median(speeds[1:] or speeds), secs=ps[0]['secs'], peak=peak)
+
+def in_turn(f, names, n=3):
+    "Medians of `n` runs of `f` for each of `names`, all of them in each round: what slows down the machine slows down all"
+    rounds = [{k: f(k) for k in names} for _ in range(n)]
+    return {k: {o: median(r[k][o] for r in rounds) for o in rounds[0][k]} for k in names}
 
 def fit(name, path, n_epochs):
     "Seconds and memory of the chapter's run"
@@ -57,6 +62,11 @@ def limits(path):
     best = min(ds, key=lambda o: o['secs'])
     return dict(decode=best['n']/best['secs'], decode_secs=best['secs'], opening=os[0]['n']/os[0]['secs'],
                 compute_secs=median(o['secs'] for o in cs[1:]))
+
+def workers(path):
+    "Images a second in the first pass of our loader with 1, 2 and 4 threads, and of our dataset in PyTorch's with 2 spawned processes"
+    res = in_turn(lambda n: passes('ours', path, n=1, workers=n), (1,2,4))
+    return {k: o['first'] for k,o in res.items()} | dict(spawned=passes('spawned', path, n=2)['later'])
 
 def growth(path):
     "Seconds of a pass through 1, 2 and 4 times the images; the peak with a cache for half of them, with 1 and 10 times as many"
@@ -106,7 +116,8 @@ def main(
     libs = {o: version(o) for o in ('torch','pillow','lightning','fastai') if find_spec('PIL' if o=='pillow' else o)}
     res = dict(data=Path(path).name, machine=dict(cpus=os.cpu_count(), system=platform.system(), python=platform.python_version()), versions=libs)
     res['limits'] = limits(path) # first, as it leaves all files in the system's memory
-    res['loader'] = {o: passes(o, path) for o in names if o!='lightning'} # which uses PyTorch's
+    res['loader'] = in_turn(lambda o: passes(o, path), [o for o in names if o!='lightning']) # which uses PyTorch's
+    res['workers'] = workers(path)
     res['fit'] = {o: fit(o, path, epochs) for o in names}
     res['growth'] = growth(path)
     res['ratios'] = ratios(*[res[o] for o in ('loader','fit','limits','growth')])

@@ -128,11 +128,17 @@ def fastai(path):
         with learn.no_bar(): learn.fit_one_cycle(n, lr, div=10, pct_start=.25, moms=(0,0,0))
     return *dls, fit
 
-def ours(path, k=1, cache=2**30):
+def ours(path, k=1, cache=2**30, workers=n_workers):
     from learner_from_scratch.data import DataLoader,Dataset
     train,valid = Dataset(files(path)*k, size=size, cache=cache),Dataset(files(path,'val'), size=size)
-    dls = DataLoader(train, bs, True, n_workers),DataLoader(valid, valid_bs, n_workers=n_workers)
+    dls = DataLoader(train, bs, True, workers),DataLoader(valid, valid_bs, n_workers=workers)
     return *dls, lambda n: our_fit(dls, n)
+
+def spawned(path):
+    "Our dataset without its cache, in PyTorch's loader with processes that are never forked"
+    from learner_from_scratch.data import Dataset
+    kw = dict(batch_size=bs, shuffle=True, num_workers=n_workers, multiprocessing_context='spawn', persistent_workers=True)
+    return torch.utils.data.DataLoader(Dataset(files(path), size=size, cache=0), **kw),
 
 # --- what is measured: each of these reports once when it begins, and after each of its parts ---
 def passes(name, path, n=3, **kw):
@@ -176,7 +182,7 @@ def compute(path, n_epochs=4):
     report()
     plain_fit(dls, n_epochs, lambda xb: xb)
 
-contestants = {f.__name__: f for f in (notes,pytorch,lightning,fastai,ours)}
+contestants = {f.__name__: f for f in (notes,pytorch,lightning,fastai,ours,spawned)}
 
 if __name__=='__main__':
     what,args = sys.argv[1],json.loads(sys.argv[2])

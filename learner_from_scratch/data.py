@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from html import escape
+from io import BytesIO
 from itertools import islice
 from urllib.error import ContentTooShortError
 
@@ -22,7 +23,7 @@ import fastcore.net
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from PIL import Image,ImageDraw,ImageOps
+from PIL import Image,ImageDraw,ImageOps,UnidentifiedImageError
 from torch import tensor
 from fastcore.all import *
 from fastdownload import FastDownload
@@ -255,6 +256,7 @@ def book_data(
     return path if path.exists() else draw_shapes(root/'shapes')
 
 # %% ../nbs/00_data.ipynb #d00b1d79
+Image.preinit() # the common formats first: so each file is offered to few readers
 Image.init()
 image_extensions = {ext for ext,fmt in Image.registered_extensions().items()
                     if fmt in Image.OPEN and Image.MIME.get(fmt, '').startswith('image/')}
@@ -294,20 +296,22 @@ def _rgb(im):
     "`im` as RGB: 16 bits become 8, and what is transparent becomes white"
     if im.mode[0]=='I': im = im.point(lambda o: o/256).convert('L')
     if im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
-    return im.convert('RGB')
+    return im if im.mode=='RGB' else im.convert('RGB')
 
 # %% ../nbs/00_data.ipynb #52f4e8e6
 def read_image(
     fn, # Name of an image file
     size:int, # Side of the square result, in pixels
-)->torch.Tensor: # uint8 RGB, `(size, size, 3)`
+)->Image.Image: # In RGB
     "Decode `fn` at `size`; raises `OSError` with the name of a file that can't be read"
     try:
-        with Image.open(fn) as im:
+        with open(fn, 'rb', 0) as f, Image.open(BytesIO(f.read())) as im:
             im.draft('RGB', (size,size))
             ImageOps.exif_transpose(im, in_place=True)
-            return torch.from_numpy(np.array(_rgb(im).resize((size,size))))
-    except Exception as e: raise OSError(f"can't read image {fn}: {e}") from e
+            return _rgb(im).resize((size,size))
+    except Exception as e:
+        why = 'not in a format that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
+        raise OSError(f"can't read image {fn}: {why}") from e
 
 # %% ../nbs/00_data.ipynb #e8c49eba
 class Dataset:
@@ -334,16 +338,18 @@ class Dataset:
     def __len__(self): return len(self.fns)
     def __getstate__(self): return {**self.__dict__, 'decoded':{}} # A pickle goes without the cache
 
-    def image(self, i):
-        "Image `i` as bytes, `(size, size, 3)`; from the cache if it was decoded before"
+    def pixels(self, i):
+        "The bytes of image `i`, a row after the other; from the cache if it was decoded before"
         if i in self.decoded: return self.decoded[i]
-        x = read_image(self.fns[i], self.size)
-        if len(self.decoded) < self.room: self.decoded[i] = x
-        return x
+        res = read_image(self.fns[i], self.size).tobytes()
+        if len(self.decoded) < self.room: self.decoded[i] = res
+        return res
+
+    def image(self, i): return Image.frombytes('RGB', (self.size,self.size), self.pixels(i))
 
     def __getitem__(self, i):
-        "Image `i` as floats in [0, 1], and its label as a scalar int64"
-        return self.image(i).float()/255, self.y[i]
+        "Image `i` as floats in [0, 1], `(size, size, 3)`, and its label as a scalar int64"
+        return tensor(np.array(self.image(i)))/255, self.y[i]
 
 # %% ../nbs/00_data.ipynb #e1593802
 def show_image(
@@ -418,15 +424,14 @@ def in_threads(
     items, # Its arguments
     n_workers:int, # Threads, at least 1
 ): # The results, in the order of `items`
-    "`map(f, items)`, computed at most `n_workers`+1 items ahead; an error reaches the caller"
+    "`map(f, items)`, computed at most `n_workers` items ahead; an error reaches the caller"
     items,ex,pid = iter(items),ThreadPoolExecutor(n_workers),os.getpid()
     try:
-        todo = deque(ex.submit(f, o) for o in islice(items, n_workers+1))
+        todo = deque(ex.submit(f, o) for o in islice(items, n_workers))
         while todo:
             if os.getpid()!=pid: raise RuntimeError('the threads stayed in the parent of this process: begin a new pass')
-            res = todo.popleft().result()
             todo.extend(ex.submit(f, o) for o in islice(items, 1))
-            yield res
+            yield todo.popleft().result()
     finally: ex.shutdown(cancel_futures=True)
 
 # %% ../nbs/00_data.ipynb #43c0137e
@@ -456,7 +461,7 @@ def batch(self:Dataset,
     idxs, # Indices of the items
 )->tuple: # Floats in [0, 1], `(bs, size, size, 3)`, and int64 labels `(bs,)`
     "The same as `collate(idxs, self)`, in a quarter of the memory traffic"
-    xb = np.stack([self.image(i).numpy() for i in idxs])
+    xb = np.frombuffer(b''.join(map(self.pixels, idxs)), dtype='uint8').reshape(-1, self.size, self.size, 3)
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]
 
 # %% ../nbs/00_data.ipynb #a5de1e39
@@ -468,7 +473,7 @@ class Normalize:
     def __repr__(self): return f'Normalize({[[round(v,2) for v in o.tolist()] for o in self.stats]})'
     def __call__(self, x): # `(bs, h, w, 3)`
         if x.device != self.stats[0].device: self.stats = [o.to(x.device) for o in self.stats]
-        return (x-self.stats[0])/self.stats[1]
+        return (x-self.stats[0]).div_(self.stats[1])
 
 # %% ../nbs/00_data.ipynb #719f0016
 imagenette_stats = [0.46,0.46,0.43],[0.26,0.26,0.28]

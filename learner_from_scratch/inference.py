@@ -56,10 +56,10 @@ class Predictor:
         image, # Name of a file, or a PIL image
     )->tuple: # Label, and probabilities `(classes,)`
         "The most probable class of `image`, and how probable each is"
-        if isinstance(image, Image.Image): x = tensor(np.array(image.convert('RGB').resize((self.size,self.size))))
-        else: x = read_image(image, self.size)
+        if isinstance(image, Image.Image): im = image.convert('RGB').resize((self.size,self.size))
+        else: im = read_image(image, self.size)
         dev = first(self.model.parameters()).device
-        xb = tfm_x(x[None].to(dev).float()/255, Normalize(self.stats))
+        xb = tfm_x(tensor(np.array(im))[None].to(dev)/255, Normalize(self.stats))
         self.model.train(False)
         with torch.no_grad(): probs = self.model(xb).softmax(-1)[0].cpu()
         return self.vocab[probs.argmax()],probs
