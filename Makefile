@@ -22,9 +22,10 @@ preview: .venv/made ## Build the site and serve it
 notebooks: .venv/made ## Run the notebooks in place: the outputs to commit
 	$(bin)/python tools/notebooks.py run
 
-bench: .venv/made ## Measure loaders and trainings: benchmarks/results.json
+bench: .venv/made ## Measure loaders, trainings and processes: benchmarks/*.json
 	$(bin)/pip install -q --no-compile -c constraints.txt -e '.[bench]'
 	$(bin)/python benchmarks/bench.py
+	$(bin)/python benchmarks/scaling.py --out benchmarks/scaling.json
 
 clean: ## Remove all that make made
 	rm -rf .venv _docs _proc build *.egg-info

@@ -163,13 +163,14 @@ class GradientAccumulation(Callback):
     ): self.n = n
     def before_epoch(self): self.items = 0
     def after_loss(self):
-        if self.model.training: self.learner.loss = self.loss*len(self.batch[1])
+        if not self.model.training: return
+        total = self.loss*len(self.batch[1])
+        self.learner.loss = total-total.detach() + self.loss.detach()
     def after_backward(self):
         self.items += len(self.batch[1])
-        self.learner.loss = self.loss.detach()/len(self.batch[1])
         if (self.num+1)%self.n and self.num+1<len(self.dls.train): raise CancelBatchException
         for p in self.model.parameters():
-            if p.grad is not None: p.grad /= self.items
+            if p.grad is not None: p.grad /= max(self.items,1)
         self.items = 0
 
 # %% ../nbs/10_callbacks.ipynb #fab3a382

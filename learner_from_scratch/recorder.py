@@ -238,12 +238,13 @@ class EarlyStopping(Callback):
         min_delta:float=0., # What is better by less doesn't count
     ): store_attr()
     def before_fit(self): self.best,self.waited = math.inf,0
+    def before_epoch(self):
+        if not self.model.training or self.waited<self.patience: return
+        print(f'Stopped: no better {self.monitor} for {self.patience} epochs')
+        raise CancelFitException
     def after_epoch(self):
         if self.model.training or self.error is not None: return
         v = dict(zip(self.recorder.names, self.recorder.rows[-1]))[self.monitor]
         if not re.search('loss|error', self.monitor): v = -v
         if v < self.best-self.min_delta: self.best,self.waited = v,0
         else: self.waited += 1
-        if self.waited<self.patience: return
-        print(f'Stopped: no better {self.monitor} for {self.patience} epochs')
-        raise CancelFitException

@@ -30,6 +30,11 @@ learn = learner(act, Checkpoint(folder/f'{num_distrib()}', every=2, resume=True)
 learn.fit(5)
 rec = learn.cbs[1]
 res = dict(weights=learn.model.state_dict(), rows=[o[:-1] for o in rec.rows], losses=[float(o) for o in rec.losses])
+if not act:
+    torch.manual_seed(142+rank_distrib())
+    learn = learner(None, GradientAccumulation(5))   # the sixth batch, a single item, is a step of its own
+    learn.fit(3)
+    res['accumulated'] = dict(weights=learn.model.state_dict(), rows=[o[:-1] for o in learn.cbs[1].rows])
 if not act and num_distrib()>1:
     learn = learner('nan')
     learn.fit(5)

@@ -49,6 +49,13 @@ def test_metrics_are_those_of_all(trained):
     for k in 'rows','losses': assert (torch.tensor(one[k])-torch.tensor(r0[k])).abs().max() < 1e-5
     assert (r0['rows'],r0['losses'])==(r1['rows'],r1['losses'])
 
+def test_accumulated(trained):
+    "A step for 80 items and one for a single item, of which rank 1 has none: the same weights and the same table"
+    one,r0,r1 = [o['accumulated'] for o in trained[:3]]
+    assert largest_diff(one['weights'], r0['weights']) < 1e-6
+    assert largest_diff(r0['weights'], r1['weights'])==0
+    assert (torch.tensor(one['rows'])-torch.tensor(r0['rows'])).abs().max() < 1e-5
+
 def test_only_rank_0_prints(trained):
     *_,one,two,_ = trained
     untimed = lambda o: re.sub(r' *[\d.]+s\n', '\n', o)
