@@ -10,6 +10,7 @@ from copy import copy
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from torch import tensor
 from PIL import Image
 from fastcore.all import *
 from .data import *
