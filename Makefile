@@ -11,7 +11,7 @@ train: .venv/made ## Train on drawn images, or on your own: make train DATA=fold
 
 test: .venv/made ## Run the notebooks and check that library and README are theirs
 	OMP_NUM_THREADS=1 $(bin)/nbdev_test --do_print --timing  # as many notebooks at a time as there are processors
-	$(bin)/pytest -q --ignore tests/test_site.py
+	$(bin)/pytest -q --ignore tests/test_site.py --ignore tests/test_bench.py
 
 docs: .venv/made ## Build the site in _docs
 	$(bin)/python tools/docs.py

@@ -46,7 +46,7 @@ def passes(name, path, **kw):
     speeds = [o['n']/o['secs'] for o in ps]
     return dict(first=speeds[0], later=median(speeds[1:] or speeds), secs=ps[0]['secs'], peak=peak)
 
-def in_turn(f, names, n=3):
+def in_turn(f, names, n):
     "Medians of `n` runs of `f` for each of `names`, all of them in each round: what slows down the machine slows down all"
     rounds = [{k: f(k) for k in names} for _ in range(n)]
     return {k: {o: median(r[k][o] for r in rounds) for o in rounds[0][k]} for k in names}
@@ -63,9 +63,9 @@ def limits(path):
     return dict(decode=best['n']/best['secs'], decode_secs=best['secs'], opening=os[0]['n']/os[0]['secs'],
                 compute_secs=median(o['secs'] for o in cs[1:]))
 
-def workers(path):
+def workers(path, rounds):
     "Images a second in the first pass of our loader with 1, 2 and 4 threads, and of our dataset in PyTorch's with 2 spawned processes"
-    res = in_turn(lambda n: passes('ours', path, n=1, workers=n), (1,2,4))
+    res = in_turn(lambda n: passes('ours', path, n=1, workers=n), (1,2,4), rounds)
     return {k: o['first'] for k,o in res.items()} | dict(spawned=passes('spawned', path, n=2)['later'])
 
 def growth(path):
@@ -81,7 +81,7 @@ def ratios(loader, fit, limits, growth):
     secs,peaks = growth['times'],growth['peaks']
     res = dict(first=loader['ours']['first']/loader['pytorch']['later'], later=loader['ours']['later']/loader['pytorch']['later'],
                fit_pytorch=o['secs']/t['secs'], fit_limit=o['secs']/(limits['decode_secs']+n*limits['compute_secs']),
-               memory=o['peak']/t['peak'], flat=median(o['mb'][-3:])/median(o['mb'][1:4]), linear=secs[4]/secs[1]/4, bounded=peaks[10]/peaks[1])
+               memory=o['peak']/t['peak'], flat=median(o['mb'][-3:])/o['mb'][1], linear=secs[4]/secs[1]/4, bounded=peaks[10]/peaks[1])
     return res | (dict(fit_fastai=o['secs']/fit['fastai']['secs']) if 'fastai' in fit else {})
 
 # --- and how it's told ---
@@ -107,6 +107,7 @@ def show(res):
 def main(
     path:Path=None, # Folder with `train` and `val`; Imagenette if it is on disk, else drawn shapes
     epochs:int=8, # Length of the training run
+    rounds:int=3, # How often passes are measured
     fname:Path=here/'results.json', # Where the figures go
 ):
     "Measure loaders and training runs side by side, print the table and write the figures"
@@ -114,10 +115,11 @@ def main(
     path = str(path or subprocess.check_output(find, text=True).strip())
     names = [o for o in ('notes','pytorch','lightning','fastai','ours') if o in ('notes','pytorch','ours') or find_spec(o)]
     libs = {o: version(o) for o in ('torch','pillow','lightning','fastai') if find_spec('PIL' if o=='pillow' else o)}
-    res = dict(data=Path(path).name, machine=dict(cpus=os.cpu_count(), system=platform.system(), python=platform.python_version()), versions=libs)
+    commit = subprocess.run(['git','rev-parse','--short','HEAD'], cwd=here, capture_output=True, text=True).stdout.strip()
+    res = dict(data=Path(path).name, date=time.strftime('%Y-%m-%d'), commit=commit, machine=dict(cpus=os.cpu_count(), system=platform.system(), python=platform.python_version()), versions=libs)
     res['limits'] = limits(path) # first, as it leaves all files in the system's memory
-    res['loader'] = in_turn(lambda o: passes(o, path), [o for o in names if o!='lightning']) # which uses PyTorch's
-    res['workers'] = workers(path)
+    res['loader'] = in_turn(lambda o: passes(o, path), [o for o in names if o!='lightning'], rounds) # which uses PyTorch's
+    res['workers'] = workers(path, rounds)
     res['fit'] = {o: fit(o, path, epochs) for o in names}
     res['growth'] = growth(path)
     res['ratios'] = ratios(*[res[o] for o in ('loader','fit','limits','growth')])

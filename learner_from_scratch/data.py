@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['image_extensions', 'imagenette_stats', 'norm', 'Folded', 'print_source', 'print_help', 'URLs', 'untar_data',
            'fastai_cfg', 'SafeDownload', 'outlines', 'paint', 'draw_shape', 'draw_shapes', 'book_data', 'get_files',
-           'get_image_files', 'read_image', 'Dataset', 'show_image', 'show_images', 'collate', 'DataLoader',
-           'in_threads', 'verify_images', 'Normalize', 'tfm_x']
+           'get_image_files', 'read_image', 'total_memory', 'Dataset', 'show_image', 'show_images', 'collate',
+           'DataLoader', 'in_threads', 'verify_images', 'Normalize', 'tfm_x']
 
 # %% ../nbs/00_data.ipynb #d81346d3
 import inspect,os,pydoc,sys,tarfile,tempfile,time,warnings,zipfile
@@ -294,7 +294,8 @@ def get_image_files(
 # %% ../nbs/00_data.ipynb #0fd2a91c
 def _rgb(im):
     "`im` as RGB: 16 bits become 8, and what is transparent becomes white"
-    if im.mode[0]=='I': im = im.point(lambda o: o/256).convert('L')
+    if im.mode=='F' or (im.mode,im.format)==('I','TIFF'): raise ValueError(f'pixels of mode {im.mode} have no agreed range')
+    if im.mode[0]=='I': im = im.convert('I').point(lambda o: o/256).convert('L')
     if im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
     return im if im.mode=='RGB' else im.convert('RGB')
 
@@ -313,6 +314,13 @@ def read_image(
         why = 'not in a format that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
         raise OSError(f"can't read image {fn}: {why}") from e
 
+# %% ../nbs/00_data.ipynb #4acc615c
+def total_memory(
+)->int: # Bytes; 8 GiB where the system doesn't say
+    "The memory of this machine"
+    try: return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    except (AttributeError,OSError,ValueError): return 8*2**30
+
 # %% ../nbs/00_data.ipynb #e8c49eba
 class Dataset:
     "Images and the indices of their labels, decoded when first asked for"
@@ -320,7 +328,7 @@ class Dataset:
         fns, # Image files; the label of each is the name of its parent folder
         vocab=None, # All labels, in the order of their indices; by default those of `fns`, sorted
         size:int=64, # Side of the square images, in pixels
-        cache:int=2**30, # Keep decoded images, up to so many bytes
+        cache:int=None, # Keep decoded images, up to so many bytes; by default an eighth of the memory
         on_error:str='raise', # A file that can't be read: 'raise' when its turn comes, or 'skip' it, see `skipped`
     ):
         self.fns,self.size,self.skipped = L(fns).map(Path),size,L()
@@ -333,16 +341,17 @@ class Dataset:
         for fn,o in zip(self.fns, lbls):
             if o not in self.v2i: raise ValueError(f'{fn}: label {o!r} is not in the vocabulary {list(self.vocab)}')
         self.y = tensor([self.v2i[o] for o in lbls])
-        self.decoded,self.room = {},cache//(3*size*size)
+        self.decoded,self.cache = {},total_memory()//8 if cache is None else cache
 
     def __len__(self): return len(self.fns)
     def __getstate__(self): return {**self.__dict__, 'decoded':{}} # A pickle goes without the cache
 
     def pixels(self, i):
         "The bytes of image `i`, a row after the other; from the cache if it was decoded before"
-        if i in self.decoded: return self.decoded[i]
+        k = range(len(self))[i],self.size
+        if k in self.decoded: return self.decoded[k]
         res = read_image(self.fns[i], self.size).tobytes()
-        if len(self.decoded) < self.room: self.decoded[i] = res
+        if (len(self.decoded)+1)*len(res) <= self.cache: self.decoded[k] = res
         return res
 
     def image(self, i): return Image.frombytes('RGB', (self.size,self.size), self.pixels(i))
@@ -425,14 +434,20 @@ def in_threads(
     n_workers:int, # Threads, at least 1
 ): # The results, in the order of `items`
     "`map(f, items)`, computed at most `n_workers` items ahead; an error reaches the caller"
-    items,ex,pid = iter(items),ThreadPoolExecutor(n_workers),os.getpid()
+    items,ex,pid,wait = iter(items),ThreadPoolExecutor(n_workers),os.getpid(),True
     try:
         todo = deque(ex.submit(f, o) for o in islice(items, n_workers))
         while todo:
             if os.getpid()!=pid: raise RuntimeError('the threads stayed in the parent of this process: begin a new pass')
             todo.extend(ex.submit(f, o) for o in islice(items, 1))
             yield todo.popleft().result()
-    finally: ex.shutdown(cancel_futures=True)
+    except (Exception,KeyboardInterrupt):
+        wait = False
+        raise
+    finally: ex.shutdown(wait, cancel_futures=True)
+
+# %% ../nbs/00_data.ipynb #97375f2d
+if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 # %% ../nbs/00_data.ipynb #43c0137e
 def verify_images(
@@ -460,8 +475,8 @@ def _skip_bad(self:Dataset):
 def batch(self:Dataset,
     idxs, # Indices of the items
 )->tuple: # Floats in [0, 1], `(bs, size, size, 3)`, and int64 labels `(bs,)`
-    "The same as `collate(idxs, self)`, in a quarter of the memory traffic"
-    xb = np.frombuffer(b''.join(map(self.pixels, idxs)), dtype='uint8').reshape(-1, self.size, self.size, 3)
+    "The same as `collate(idxs, self)`, with less to copy"
+    xb = np.frombuffer(b''.join(map(self.pixels, idxs)), dtype='uint8').reshape(len(idxs), self.size, self.size, 3)
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]
 
 # %% ../nbs/00_data.ipynb #a5de1e39
