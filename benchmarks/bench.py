@@ -81,7 +81,7 @@ def ratios(loader, fit, limits, growth):
     secs,peaks = growth['times'],growth['peaks']
     res = dict(first=loader['ours']['first']/loader['pytorch']['later'], later=loader['ours']['later']/loader['pytorch']['later'],
                fit_pytorch=o['secs']/t['secs'], fit_limit=o['secs']/(limits['decode_secs']+n*limits['compute_secs']),
-               memory=o['peak']/t['peak'], flat=median(o['mb'][-3:])/o['mb'][1], linear=secs[4]/secs[1]/4, bounded=peaks[10]/peaks[1])
+               memory=o['peak']/t['peak'], flat=median(o['mb'][-3:])/max(o['mb'][1],1), linear=secs[4]/secs[1]/4, bounded=peaks[10]/peaks[1])
     return res | (dict(fit_fastai=o['secs']/fit['fastai']['secs']) if 'fastai' in fit else {})
 
 # --- and how it's told ---

@@ -8,7 +8,7 @@ __all__ = ['CancelEpochException', 'CancelBatchException', 'GradientClip', 'Grad
 
 # %% ../nbs/10_callbacks.ipynb #ad0ac7db
 import torch
-from contextlib import ExitStack,contextmanager
+from contextlib import ExitStack,contextmanager,suppress
 from fastcore.all import *
 from .data import *
 from .modules import *
@@ -24,7 +24,7 @@ class CancelBatchException(Exception):
     "Raise it in a callback to end this batch"
 
 # %% ../nbs/10_callbacks.ipynb #f56a4667
-Learner.error = None
+Learner.error,Learner.cancelled = None,False
 
 @patch
 @contextmanager
@@ -33,12 +33,15 @@ def closing(self:Learner,
     cancel:type, # The exception that is no error
 ):
     "At the end of the block call `event`, whatever happens; `cancel` ends the block quietly"
-    try: yield
-    except cancel: self.error = None
-    except BaseException as e:
-        self.error = e
-        raise
-    finally: self(event)
+    with suppress(cancel):
+        try:
+            yield
+            self.cancelled = False
+        except cancel: self.error,self.cancelled = None,True
+        except BaseException as e:
+            self.error = e
+            raise
+        finally: self(event)
 
 # %% ../nbs/10_callbacks.ipynb #eda1a235
 @patch
@@ -128,14 +131,18 @@ SetupLearnerCB.order = -20
 def __call__(self:Learner,
     name:str, # Such as `after_batch`
 ):
-    "Call event `name` of all callbacks, in their order"
+    "Call event `name` of all callbacks, in their order; a clean-up reaches all of them, then raises the first error"
+    raised = None
     for cb in sorted(self.cbs, key=lambda o: o.order):
         try: getattr(cb, name, noop)()
         except Exception as e:
             msg = f'{type(cb).__name__}.{name}: {e}'
+            if not isinstance(e, (CancelFitException,CancelEpochException,CancelBatchException)):
+                e,e.__cause__ = RuntimeError(msg),e
             if self.error is not None: self.error.add_note(f'and in the clean-up, {msg}')
-            elif isinstance(e, (CancelFitException,CancelEpochException,CancelBatchException)): raise
-            else: raise RuntimeError(msg) from e
+            elif name not in ('after_batch','after_epoch','after_fit'): raise e
+            else: raised = raised or e
+    if raised: raise raised
 
 # %% ../nbs/10_callbacks.ipynb #4cdd086e
 def _set_lr(self, v):
@@ -161,7 +168,9 @@ class GradientAccumulation(Callback):
     def __init__(self,
         n:int, # Batches for each step
     ): self.n = n
-    def before_epoch(self): self.items = 0
+    def before_epoch(self):
+        self.items = 0
+        if self.model.training: self.opt.zero_grad()
     def after_loss(self):
         if not self.model.training: return
         total = self.loss*len(self.batch[1])

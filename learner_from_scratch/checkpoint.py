@@ -82,6 +82,7 @@ def load_weights(
     path, # A safetensors file
 )->tuple: # Tensors by name, and the `meta` that `save_model` was given
     "Read weights; raises `ValueError` with the name of a file that holds anything else"
+    if Path(path).is_dir(): raise ValueError(f'{path} is a folder, not a safetensors file')
     try:
         with safe_open(path, 'pt') as f:
             return {k:f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
@@ -185,7 +186,7 @@ class Checkpoint(Callback):
     "Save the state of the fit after each epoch, and go on from the last one"
     order,in_lr_find = 100,False
     def __init__(self,
-        path, # Folder for the files of this fit, and of no other
+        path, # Folder for the files of this fit, and of no other: without `resume`, those of an older one are deleted
         every:int=None, # Save after so many batches as well
         n:int=2, # Checkpoints to keep
         resume:bool=False, # Go on from the last checkpoint in `path`, if there is one?
@@ -196,7 +197,8 @@ class Checkpoint(Callback):
 
     def before_fit(self):
         self.path.mkdir(parents=True, exist_ok=True)
-        for o in self.path.glob('*.tmp'): o.unlink()
+        old = [] if self.resume else [*self.files(), self.path/'best.safetensors']
+        for o in [*self.path.glob('*.tmp'), *old]: o.unlink(missing_ok=True)
         self.best,self.start = math.inf,rng_state()
         if self.resume and self.files(): self.take_up(self.files()[-1])
 
@@ -210,7 +212,7 @@ class Checkpoint(Callback):
 
     def after_epoch(self):
         if self.error or self.model.training: return
-        if self.valid.value < self.best:
+        if self.valid.value < self.best and not self.cancelled:
             self.best = self.valid.value
             save_model(self.model, self.path/'best.safetensors', dict(epoch=self.epoch, valid_loss=self.best))
         self.start = rng_state()
@@ -242,7 +244,7 @@ def fit_state(self:Checkpoint,
     "All that has a part in what comes next"
     return dict(epoch=epoch, num=num, best=self.best, start=self.start, rng=rng_state(),
                 model=self.model.state_dict(), opt=self.opt.state_dict(), grads=[p.grad for p in self.model.parameters()],
-                cbs={type(cb).__name__:cb.state() for cb in self.cbs})
+                cbs=[[type(cb).__name__, cb.state()] for cb in self.cbs])
 
 # %% ../nbs/12_checkpoint.ipynb #5a6585b2
 @patch
@@ -252,8 +254,12 @@ def restore(self:Checkpoint):
     self.model.load_state_dict(s['model'])
     self.opt.load_state_dict(s['opt'])
     for p,g in zip(self.model.parameters(), s['grads']): p.grad = None if g is None else g.to(p.device)
+    states = list(s['cbs'])
     for cb in self.cbs:
-        if type(cb).__name__ in s['cbs']: cb.load_state(s['cbs'][type(cb).__name__])
+        found = first(o for o in states if o[0]==type(cb).__name__)
+        if found:
+            states.remove(found)
+            cb.load_state(found[1])
     self.best,self.start = s['best'],s['start']
     set_rng_state(s['rng'])
 

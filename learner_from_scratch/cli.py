@@ -6,7 +6,7 @@
 __all__ = ['find_arch', 'folder_learner', 'one_line', 'lfs_train', 'lfs_predict', 'lfs_find']
 
 # %% ../nbs/19_cli.ipynb #7c243d95
-import argparse,importlib,sys
+import argparse,importlib,math,sys
 from contextlib import contextmanager
 from functools import partial
 import matplotlib.pyplot as plt
@@ -30,12 +30,13 @@ def find_arch(
     "The architecture called `name`; raises `ValueError` if there is none"
     if name=='simple_cnn': return simple_cnn
     mod,_,fn = name.partition(':')
+    if '' not in sys.path: sys.path.insert(0, '') # for a module in the current folder
     try: return getattr(importlib.import_module(mod), fn)
     except (ImportError,AttributeError,ValueError) as e: raise ValueError(f'no architecture {name!r}: {e}') from e
 
 # %% ../nbs/19_cli.ipynb #72ed0e4e
 def folder_learner(
-    path:Path, # Image folder, as for `split_files`
+    path:Path, # Image folder, as for `split_files`; `shapes` draws one if there is no such folder
     lr:float=0.1, # Highest learning rate
     bs:int=None, # Batch size; by default 128, or 32 for fewer than 5,000 images
     size:int=64, # Side of the images, in pixels
@@ -44,6 +45,9 @@ def folder_learner(
 )->Learner: # With `SetupLearnerCB` and `Recorder`
     "A learner for any image folder"
     torch.manual_seed(seed)
+    path = Path(path)
+    if str(path)=='shapes' and not path.exists(): path = draw_shapes(fastai_cfg().path('data')/'shapes')
+    if not 0<lr<math.inf: raise ValueError(f'`lr` must be greater than 0, got {lr}')
     train,valid = split_files(path, seed=seed)
     train_ds = Dataset(train, size=size)
     if len(train_ds.vocab)<2: raise ValueError(f'{path}: only one class, {train_ds.vocab[0]!r}; a classifier needs two or more')
@@ -52,7 +56,10 @@ def folder_learner(
                       DataLoader(Dataset(valid, train_ds.vocab, size=size), 2*bs, n_workers=defaults.cpus))
     xb,_ = first(dls.train)
     norm = Normalize([xb.mean((0,1,2)), xb.std((0,1,2))])
-    model = find_arch(arch)(len(train_ds.vocab))
+    try:
+        model = find_arch(arch)(len(train_ds.vocab))
+        model(tfm_x(xb[:2], norm))
+    except Exception as e: raise ValueError(f"architecture {arch!r} doesn't work with images of {size} by {size}: {e}") from e
     return Learner(model, dls, cross_entropy, lr, [SetupLearnerCB(tfm=partial(tfm_x, norm=norm)), Recorder()])
 
 # %% ../nbs/19_cli.ipynb #a2d9f487
@@ -62,8 +69,10 @@ def one_line(
 ):
     "End the program with one line if the input is bad or somebody presses Ctrl-C"
     try: yield
-    except (OSError,ValueError) as e: sys.exit(f'{cmd}: {e}')
     except KeyboardInterrupt: sys.exit(130)
+    except Exception as e:
+        if not any(isinstance(o, (OSError,ValueError)) for o in (e,e.__cause__)): raise
+        sys.exit(f'{cmd}: ' + ' '.join(str(e).split()))
 
 # %% ../nbs/19_cli.ipynb #f31c197a
 @call_parse
@@ -80,15 +89,17 @@ def lfs_train(
 ):
     "Train on an image folder; save the model, the table and pictures of curves, confusions and worst mistakes"
     with one_line('lfs_train'):
-        path = Path(folder)
-        if folder=='shapes' and not path.exists(): path = draw_shapes(fastai_cfg().path('data')/'shapes')
-        learn = folder_learner(path, lr, bs, size, arch, seed)
-        out = Path(out) if out else Path('runs')/path.resolve().name
+        if epochs<1: raise ValueError(f'`epochs` must be at least 1, got {epochs}')
+        learn = folder_learner(folder, lr, bs, size, arch, seed)
+        name = Path(folder).resolve().name
+        out = Path(out) if out else Path('runs')/name
         out.mkdir(parents=True, exist_ok=True)
         learn.cbs[1].csv = out/'log.csv'
         ds = learn.dls.train.ds
-        print(f'{path.name}: {len(ds)} images to train on, {len(learn.dls.valid.ds)} to validate with, {len(ds.vocab)} classes')
-        learn.fit_one_cycle(epochs, cbs=Checkpoint(out/'checkpoints', resume=resume))
+        print(f'{name}: {len(ds)} images to train on, {len(learn.dls.valid.ds)} to validate with, {len(ds.vocab)} classes')
+        learn.fit_one_cycle(epochs, cbs=[TerminateOnNaN(), Checkpoint(out/'checkpoints', resume=resume)])
+        if len(learn.recorder.rows)<epochs: raise ValueError(f'nothing to save: try a smaller learning rate than {lr}')
+        learn.recorder.to_csv(out/'log.csv')
         learn.predictor().save(out/'model.safetensors', arch)
         for name,plot in dict(curves=learn.recorder.plot, confusion=learn.plot_confusion_matrix, worst=learn.plot_top_losses).items():
             plot()
@@ -104,11 +115,10 @@ def lfs_predict(
     p = argparse.ArgumentParser('lfs_predict', description=lfs_predict.__doc__)
     p.add_argument('model', help='a model.safetensors of lfs_train')
     p.add_argument('images', nargs='+', help='image files')
+    p.add_argument('--arch', default='simple_cnn', help='network of the model, if lfs_train was given another one')
     args = p.parse_args(args)
     with one_line('lfs_predict'):
-        _,meta = load_weights(args.model)
-        name = meta.get('arch', 'simple_cnn')
-        pred = Predictor.load(args.model, {name: find_arch(name)})
+        pred = Predictor.load(args.model, {args.arch: find_arch(args.arch)})
         for o in args.images:
             label,probs = pred.predict(o)
             print(f'{o}: {label} {probs.max():.1%}')
@@ -124,7 +134,7 @@ def lfs_find(
 ):
     "Suggest a learning rate, and draw the loss over it"
     with one_line('lfs_find'):
-        sugg = folder_learner(Path(folder), bs=bs, size=size, arch=arch).lr_find()
+        sugg = folder_learner(folder, bs=bs, size=size, arch=arch).lr_find()
         plt.savefig(out)
         plt.close()
         print(f'valley {sugg.valley:.2g}, steepest {sugg.steep:.2g}; picture: {out}')

@@ -335,6 +335,7 @@ class Dataset:
         if on_error=='skip': self._skip_bad()
         elif on_error!='raise': raise ValueError(f"`on_error` must be 'raise' or 'skip', got {on_error!r}")
         if not self.fns: raise ValueError('`fns` is empty: a dataset needs at least one image file')
+        if size<1: raise ValueError(f'`size` must be at least 1, got {size}')
         lbls = self.fns.map(lambda o: o.parent.name)
         self.vocab = L(vocab) or lbls.unique().sorted()
         self.v2i = self.vocab.val2idx()
@@ -373,7 +374,7 @@ def show_image(
     im = np.asarray(im)
     if im.ndim==3 and im.shape[0] in (1,3) and im.shape[-1] not in (1,3): im = im.transpose(1,2,0)
     if ax is None: _,ax = plt.subplots(figsize=figsize or (2,2))
-    ax.imshow(im.squeeze(), cmap='gray', **kwargs)
+    ax.imshow(im[...,0] if im.ndim==3 and im.shape[-1]==1 else im, cmap='gray', **kwargs)
     ax.set_title(title) if title is not None else None
     ax.axis('off')
     return ax

@@ -139,7 +139,13 @@ class DistributedCB(Callback):
         self.items = 0
 
     def after_epoch(self):
-        if self.error is not None: return
+        if self.error is not None and (self.model.training or not isinstance(self.error, CancelFitException)): return
+        stopped = tensor(float(self.error is not None))
+        dist.all_reduce(stopped)
+        if stopped:
+            print(f'Stopped by {int(stopped)} of {num_distrib()} ranks')
+            self.learner.cancelled = True
+            raise CancelFitException
         means = [m for cb in self.cbs for o in vars(cb).values() for m in (o if isinstance(o, list) else [o]) if isinstance(m, Mean)]
         sums = tensor([[float(m.sum),m.n] for m in means], dtype=torch.float64)
         dist.all_reduce(sums)

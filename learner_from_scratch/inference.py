@@ -71,6 +71,7 @@ def predictor(self:Learner)->Predictor: # With this learner's network
     "What it takes to predict single images"
     ds = self.dls.train.ds
     tfm = first(o.tfm for o in self.cbs if isinstance(o, SetupLearnerCB))
+    if getattr(tfm, 'func', tfm) is not tfm_x: raise ValueError(f'only `tfm_x` and a `partial` of it tell their statistics, not {tfm}: make a `Predictor` yourself')
     norm_ = getattr(tfm, 'keywords', {}).get('norm', norm)
     return Predictor(self.model, ds.vocab, ds.size, norm_.stats)
 
@@ -115,6 +116,14 @@ def show_batch(self:DataLoader,
     "Show the first images of a batch with their labels"
     xb,yb = first(self)
     show_images(xb[:n], [self.ds.vocab[y] for y in yb[:n]])
+
+# %% ../nbs/13_inference.ipynb #5e8df4ca
+@patch
+def show_batch(self:DataLoaders,
+    n:int=12, # Images to show
+):
+    "Show the first images of a training batch with their labels"
+    self.train.show_batch(n)
 
 # %% ../nbs/13_inference.ipynb #8f7843f2
 def _show_preds(ds, idxs, probs, note=lambda i: ''):

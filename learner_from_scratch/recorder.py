@@ -54,7 +54,7 @@ class Recorder(Callback):
         self.names = ['epoch','train_loss','valid_loss',*names,'time']
         self.clear()
 
-    def clear(self): self.rows,self.ends,self.losses,self.lrs = [],[],[],[]
+    def clear(self): self.rows,self.ends,self.losses,self.lrs,self.means,self.seen = [[] for _ in range(6)]
 
     def before_fit(self):
         self.clear()
@@ -81,9 +81,9 @@ class Recorder(Callback):
     def after_epoch(self):
         values = [m.value for m in self.means]
         if self.model.training:
-            self.train_loss = values[0]
+            self.train_loss = first(values)
             self.losses += [o.item() for o in self.seen]
-        elif self.error is None:
+        elif self.error is None and not self.cancelled:
             secs = time.perf_counter()-self.started
             self.rows.append([self.epoch, self.train_loss, *values, secs])
             self.ends.append(len(self.losses))
@@ -243,7 +243,7 @@ class EarlyStopping(Callback):
         print(f'Stopped: no better {self.monitor} for {self.patience} epochs')
         raise CancelFitException
     def after_epoch(self):
-        if self.model.training or self.error is not None: return
+        if self.model.training or self.error is not None or self.cancelled: return
         v = dict(zip(self.recorder.names, self.recorder.rows[-1]))[self.monitor]
         if not re.search('loss|error', self.monitor): v = -v
         if v < self.best-self.min_delta: self.best,self.waited = v,0

@@ -11,9 +11,10 @@ class Items:
 class Tenth(Callback):
     def __init__(self, act): self.act = act
     def before_batch(self):
+        if (rank_distrib(),self.epoch,self.act,self.model.training)==(1,1,'vnan',False): self.learner.batch = self.batch[0]*float('nan'),self.batch[1]
         if not (self.model.training and (rank_distrib(),self.epoch,self.num)==(1,1,3)): return
         if self.act=='nan': self.learner.batch = self.batch[0]*float('nan'),self.batch[1]
-        elif self.act: os.kill(os.getpid(), signal.Signals[self.act])
+        elif self.act and self.act!='vnan': os.kill(os.getpid(), signal.Signals[self.act])
 
 folder,act = Path(sys.argv[1]),first(sys.argv[2:])
 folder.mkdir(exist_ok=True)
@@ -39,4 +40,7 @@ if not act and num_distrib()>1:
     learn = learner('nan')
     learn.fit(5)
     res['nan'] = learn.epoch,learn.num
+    learn = learner('vnan')
+    learn.fit(5)
+    res['vnan'] = learn.epoch,len(learn.cbs[1].rows)
 torch.save(res, folder/f'{name}.pt')

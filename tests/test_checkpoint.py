@@ -80,7 +80,7 @@ def test_kill(start, tmp_path):
             p.join(60)
             secs[kind] = time.monotonic()-t
         want[kind] = out.read_text()
-    in_save,epochs = 0,[]
+    in_save,killed,epochs = 0,0,[]
     for i in range(30):
         kind,path,out = ('ours','theirs')[i%2],tmp_path/f'{i}',tmp_path/f'{i}.txt'
         p = start(path, kind)
@@ -91,6 +91,7 @@ def test_kill(start, tmp_path):
         p.kill()
         p.join(10)
         assert p.exitcode in (-signal.SIGKILL,0)
+        killed += p.exitcode==-signal.SIGKILL
         in_save += any(path.glob('*.tmp'))
         files = sorted(path.glob('*.ckpt'))
         s = load_checkpoint(files[-1]) if files else {}
@@ -101,8 +102,8 @@ def test_kill(start, tmp_path):
         assert q.exitcode==0
         assert out.read_text()==want[kind], (kind, epochs[-1])
         assert not any(path.glob('*.tmp'))
-    print(f'30 kills, {in_save} of them while a file was being written; resumed at {sorted(epochs)}; {secs}')
-    assert in_save>=5 and len(set(epochs))>8
+    print(f'{killed} kills, {in_save} of them while a file was being written; resumed at {sorted(epochs)}; {secs}')
+    assert killed>=22 and in_save>=4 and len(set(epochs))>8
 
 def test_flushed_then_renamed(tmp_path, monkeypatch):
     "The order that survives a power cut: data to the disk, new name, name to the disk"

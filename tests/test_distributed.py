@@ -1,5 +1,5 @@
 "Two processes on loopback train as one does; one that dies, hangs or never comes ends the job with an error, in time; and a new job goes on"
-import os,re,socket,subprocess,sys
+import os,re,socket,subprocess,sys,time
 from pathlib import Path
 
 import pytest
@@ -72,6 +72,11 @@ def test_nan_stops_all_in_the_same_step(trained):
     assert r0['nan']==r1['nan']==(1,3)
     assert two.count('Stopped: the loss is nan in epoch 1, training batch 3')==1
 
+def test_nan_of_one_rank_in_validation_stops_all(trained):
+    _,r0,r1,_,two,_ = trained
+    assert r0['vnan']==r1['vnan']==(1,1)
+    assert 'Stopped by 1 of 2 ranks' in two
+
 @posix
 def test_killed_and_resumed(trained, tmp_path):
     "`torchrun` ends the job; started again it goes on from the checkpoint of rank 0, to the same weights"
@@ -89,8 +94,10 @@ def test_stopped_and_never_come(tmp_path):
     "Nothing is closed, rank 1 is only silent, or was never there: after the timeout of 8 s rank 0 gives up"
     (r0,stopped),(alone,) = start([0,1], tmp_path/'a', 'SIGSTOP'),start([0], tmp_path/'b', 'SIGSTOP')
     try:
+        began = time.monotonic()
         for p,event in (r0,'DistributedCB'),(alone,''):
-            code,out = end(p)
+            code,out = end(p, 60)
+            assert time.monotonic()-began < 60
             assert code==1 and re.search(f'{event}.*[Tt]imed out', out), out
         assert stopped.poll() is None
     finally: stopped.kill(); stopped.communicate()
