@@ -268,7 +268,7 @@ def _raise(e): raise e
 def get_files(
     path:Path, # Folder to look in
     extensions=None, # Wanted suffixes, such as `.jpg`, in any case; all by default
-    recurse:bool=True, # Also look in subfolders, but hidden ones?
+    recurse:bool=True, # Also look in subfolders, except hidden ones?
     folders=None, # Names of the top subfolders to look in; all by default
     followlinks:bool=True, # Follow links to folders, each folder once?
 )->L: # Sorted paths
