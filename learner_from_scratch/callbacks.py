@@ -172,9 +172,8 @@ class GradientAccumulation(Callback):
         self.items = 0
         if self.model.training: self.opt.zero_grad()
     def after_loss(self):
-        if not self.model.training: return
         total = self.loss*len(self.batch[1])
-        self.learner.loss = total-total.detach() + self.loss.detach()
+        if self.model.training: self.learner.loss = total-total.detach() + self.loss.detach()
     def after_backward(self):
         self.items += len(self.batch[1])
         if (self.num+1)%self.n and self.num+1<len(self.dls.train): raise CancelBatchException
