@@ -23,10 +23,11 @@ def pss(p):
             n += getattr(m, 'pss', m.uss)/1e6
     return n
 
-def run(what, **args):
+def run(what, env=None, **args):
     "Run `what` of `contestants.py`: what it reports of its parts, with the seconds and the peak of memory of each"
-    print(what, *args.values(), flush=True)
-    p = psutil.Popen([sys.executable, here/'contestants.py', what, json.dumps(args)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    print(what, *args.values(), *(env or {}).items(), flush=True)
+    cmd = [sys.executable, here/'contestants.py', what, json.dumps(args)]
+    p = psutil.Popen(cmd, env={**os.environ, **(env or {})}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     mem = []
     while p.poll() is None:
         with suppress(psutil.Error): mem.append((time.time(), pss(p)))
@@ -51,9 +52,9 @@ def in_turn(f, names, n):
     rounds = [{k: f(k) for k in names} for _ in range(n)]
     return {k: {o: median(r[k][o] for r in rounds) for o in rounds[0][k]} for k in names}
 
-def fit(name, path, n_epochs):
+def fit(name, path, n_epochs, env=None):
     "Seconds and memory of the chapter's run"
-    ps,peak = run('fit', name=name, path=path, n_epochs=n_epochs)
+    ps,peak = run('fit', env, name=name, path=path, n_epochs=n_epochs)
     return dict(secs=sum(o['secs'] for o in ps), peak=peak, acc=ps[-1]['acc'], epochs=[o['secs'] for o in ps], mb=[o['mb'] for o in ps])
 
 def limits(path):
@@ -74,6 +75,10 @@ def growth(path):
     times = {k: passes('ours', path, n=1, k=k)['secs'] for k in (1,2,4)}
     peaks = {k: passes('ours', path, n=1, k=k, cache=half)['peak'] for k in (1,10)}
     return dict(times=times, peaks=peaks)
+
+def passive(path):
+    "Seconds of two epochs if threads of PyTorch that wait for each other sleep"
+    return {o: fit(o, path, 2, dict(OMP_WAIT_POLICY='PASSIVE'))['epochs'] for o in ('ours','pytorch')}
 
 def ratios(loader, fit, limits, growth):
     "The figures that hold on other machines, too"
@@ -121,6 +126,7 @@ def main(
     res['loader'] = in_turn(lambda o: passes(o, path), [o for o in names if o!='lightning'], rounds) # which uses PyTorch's
     res['workers'] = workers(path, rounds)
     res['fit'] = {o: fit(o, path, epochs) for o in names}
+    res['passive'] = passive(path)
     res['growth'] = growth(path)
     res['ratios'] = ratios(*[res[o] for o in ('loader','fit','limits','growth')])
     res['targets'] = targets

@@ -242,7 +242,7 @@ def fit_state(self:Checkpoint,
     num:int, # after so many batches
 )->dict: # Numbers, texts and tensors, in dictionaries and lists
     "All that has a part in what comes next"
-    return dict(epoch=epoch, num=num, best=self.best, start=self.start, rng=rng_state(),
+    return dict(epoch=epoch, num=num, batches=len(self.dls.train), best=self.best, start=self.start, rng=rng_state(),
                 model=self.model.state_dict(), opt=self.opt.state_dict(), grads=[p.grad for p in self.model.parameters()],
                 cbs=[[type(cb).__name__, cb.state()] for cb in self.cbs])
 
@@ -270,6 +270,8 @@ def take_up(self:Checkpoint,
 ):
     "Let the fit that is about to begin go on from `fn`"
     self.saved = load_checkpoint(fn)
+    was,now = self.saved['batches'],len(self.dls.train)
+    if self.saved['num'] and was!=now: raise ValueError(f'{fn} is in the middle of an epoch of {was} batches, and here an epoch has {now}')
     self.learner.one_epoch = self.skip_epoch
 
 # %% ../nbs/12_checkpoint.ipynb #6399103d

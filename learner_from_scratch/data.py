@@ -300,16 +300,18 @@ def _rgb(im):
     return im if im.mode=='RGB' else im.convert('RGB')
 
 # %% ../nbs/00_data.ipynb #52f4e8e6
+def _at_once(fn, flags): return os.open(fn, flags | getattr(os, 'O_NONBLOCK', 0))
+
 def read_image(
     fn, # Name of an image file
     size:int, # Side of the square result, in pixels
 )->Image.Image: # In RGB
     "Decode `fn` at `size`; raises `OSError` with the name of a file that can't be read"
     try:
-        with open(fn, 'rb', 0) as f, Image.open(BytesIO(f.read())) as im:
+        with open(fn, 'rb', 0, opener=_at_once) as f, Image.open(BytesIO(f.read())) as im:
             im.draft('RGB', (size,size))
             ImageOps.exif_transpose(im, in_place=True)
-            return _rgb(im).resize((size,size))
+            return _rgb(im).resize((size,size), Image.BILINEAR)
     except Exception as e:
         why = 'not in a format that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
         raise OSError(f"can't read image {fn}: {why}") from e

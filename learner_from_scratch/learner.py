@@ -73,7 +73,6 @@ class Learner:
         xb,yb = self.batch
         self.preds = self.model(xb)
         self.loss = self.loss_func(self.preds, yb)
-        if self.loss.ndim: raise ValueError(f'the loss must be a scalar, got shape {tuple(self.loss.shape)}')
         if self.model.training:
             self.loss.backward()
             self.opt.step()
@@ -100,10 +99,7 @@ class Learner:
         finally: self('after_fit')
 
     def __call__(self, name):
-        for cb in self.cbs:
-            try: getattr(cb, name, noop)()
-            except CancelFitException: raise
-            except Exception as e: raise RuntimeError(f'{type(cb).__name__}.{name}: {e}') from e
+        for cb in self.cbs: getattr(cb, name, noop)()
 
 # %% ../nbs/03_learner.ipynb #39a513ae
 class Callback(GetAttr):

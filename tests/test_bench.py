@@ -17,7 +17,7 @@ def test_bench(tmp_path):
     got,want = [json.loads(o.read_text()) for o in (fname,root/'benchmarks/results.json')]
     for o in got['fit'].values(): assert len(o['epochs'])==4 and 0<=o['acc']<=1 and o['peak']>50
     assert got['loader'].keys() >= {'notes','pytorch','ours'} and got['ratios'].keys() >= {'first','fit_pytorch','memory'}
-    assert same_keys({k:got[k] for k in ('limits','workers','growth','loader')}, want)
+    assert same_keys({k:got[k] for k in ('limits','workers','passive','growth','loader')}, want)
 
 def test_scaling(tmp_path):
     out = tmp_path/'scaling.json'

@@ -69,7 +69,7 @@ def wait_for(cond, p, secs=30):
 
 @posix
 def test_kill(start, tmp_path):
-    "20 kills at a random moment, 10 at the sight of a file that is being written"
+    "30 kills, 20 at a random moment and 10 at the sight of a file that is being written; who was done before doesn't count"
     rng,want,secs = random.Random(42),{},{}
     for kind in ('ours','theirs'):
         out = tmp_path/f'{kind}.txt'
@@ -80,9 +80,11 @@ def test_kill(start, tmp_path):
             p.join(60)
             secs[kind] = time.monotonic()-t
         want[kind] = out.read_text()
-    in_save,killed,epochs = 0,0,[]
-    for i in range(30):
-        kind,path,out = ('ours','theirs')[i%2],tmp_path/f'{i}',tmp_path/f'{i}.txt'
+    in_save,epochs,tries = 0,[],0
+    while len(epochs)<30:
+        tries += 1
+        i = len(epochs)
+        kind,path,out = ('ours','theirs')[i%2],tmp_path/f'{tries}',tmp_path/f'{tries}.txt'
         p = start(path, kind)
         if i<20: time.sleep(rng.uniform(0, secs[kind]))
         else:
@@ -90,8 +92,8 @@ def test_kill(start, tmp_path):
             wait_for(lambda: (path/f'{n:08}.ckpt.tmp').exists(), p)
         p.kill()
         p.join(10)
-        assert p.exitcode in (-signal.SIGKILL,0)
-        killed += p.exitcode==-signal.SIGKILL
+        if p.exitcode==0 and tries<90: continue
+        assert p.exitcode==-signal.SIGKILL
         in_save += any(path.glob('*.tmp'))
         files = sorted(path.glob('*.ckpt'))
         s = load_checkpoint(files[-1]) if files else {}
@@ -102,8 +104,8 @@ def test_kill(start, tmp_path):
         assert q.exitcode==0
         assert out.read_text()==want[kind], (kind, epochs[-1])
         assert not any(path.glob('*.tmp'))
-    print(f'{killed} kills, {in_save} of them while a file was being written; resumed at {sorted(epochs)}; {secs}')
-    assert killed>=22 and in_save>=4 and len(set(epochs))>8
+    print(f'{tries} tries, 30 kills, {in_save} of them while a file was being written; resumed at {sorted(epochs)}; {secs}')
+    assert in_save>=4 and len(set(epochs))>8
 
 def test_flushed_then_renamed(tmp_path, monkeypatch):
     "The order that survives a power cut: data to the disk, new name, name to the disk"
