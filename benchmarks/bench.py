@@ -116,12 +116,13 @@ def main(
     fname:Path=here/'results.json', # Where the figures go
 ):
     "Measure loaders and training runs side by side, print the table and write the figures"
-    find = [sys.executable, '-c', 'from learner_from_scratch.data import book_data; print(book_data())']
-    path = str(path or subprocess.check_output(find, text=True).strip())
+    find = [sys.executable, '-c', 'import torch; from learner_from_scratch.data import book_data; print(torch.backends.cpu.get_cpu_capability()); print(book_data())']
+    simd,found = subprocess.check_output(find, text=True).split('\n')[:2] # not here: what we import, a contestant would share
+    path = str(path or found)
     names = [o for o in ('notes','pytorch','lightning','fastai','ours') if o in ('notes','pytorch','ours') or find_spec(o)]
     libs = {o: version(o) for o in ('torch','pillow','lightning','fastai') if find_spec('PIL' if o=='pillow' else o)}
     commit = subprocess.run(['git','rev-parse','--short','HEAD'], cwd=here, capture_output=True, text=True).stdout.strip()
-    res = dict(data=Path(path).name, date=time.strftime('%Y-%m-%d'), commit=commit, machine=dict(cpus=os.cpu_count(), system=platform.system(), python=platform.python_version()), versions=libs)
+    res = dict(data=Path(path).name, date=time.strftime('%Y-%m-%d'), commit=commit, machine=dict(cpus=os.cpu_count(), simd=simd, system=platform.system(), python=platform.python_version()), versions=libs)
     res['limits'] = limits(path) # first, as it leaves all files in the system's memory
     res['loader'] = in_turn(lambda o: passes(o, path), [o for o in names if o!='lightning'], rounds) # which uses PyTorch's
     res['workers'] = workers(path, rounds)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['image_extensions', 'imagenette_stats', 'norm', 'Folded', 'print_source', 'print_help', 'URLs', 'untar_data',
            'fastai_cfg', 'SafeDownload', 'outlines', 'paint', 'draw_shape', 'draw_shapes', 'book_data', 'get_files',
-           'get_image_files', 'read_image', 'total_memory', 'Dataset', 'show_image', 'show_images', 'collate',
+           'get_image_files', 'square', 'read_image', 'total_memory', 'Dataset', 'show_image', 'show_images', 'collate',
            'DataLoader', 'in_threads', 'verify_images', 'Normalize', 'tfm_x']
 
 # %% ../nbs/00_data.ipynb #d81346d3
@@ -299,6 +299,15 @@ def _rgb(im):
     if im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
     return im if im.mode=='RGB' else im.convert('RGB')
 
+# %% ../nbs/00_data.ipynb #5b1f60a3
+def square(
+    im:Image.Image, # Of any kind; turned in place if its EXIF data ask for it
+    size:int, # Side of the result, in pixels
+)->Image.Image: # In RGB
+    "The image `im`, upright, squeezed into a square"
+    ImageOps.exif_transpose(im, in_place=True)
+    return _rgb(im).resize((size,size), Image.BILINEAR)
+
 # %% ../nbs/00_data.ipynb #52f4e8e6
 def _at_once(fn, flags): return os.open(fn, flags | getattr(os, 'O_NONBLOCK', 0))
 
@@ -310,8 +319,7 @@ def read_image(
     try:
         with open(fn, 'rb', 0, opener=_at_once) as f, Image.open(BytesIO(f.read())) as im:
             im.draft('RGB', (size,size))
-            ImageOps.exif_transpose(im, in_place=True)
-            return _rgb(im).resize((size,size), Image.BILINEAR)
+            return square(im, size)
     except Exception as e:
         why = 'not in a format that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
         raise OSError(f"can't read image {fn}: {why}") from e

@@ -57,8 +57,7 @@ class Predictor:
         image, # Name of a file, or a PIL image
     )->tuple: # Label, and probabilities `(classes,)`
         "The most probable class of `image`, and how probable each is"
-        if isinstance(image, Image.Image): im = image.convert('RGB').resize((self.size,self.size))
-        else: im = read_image(image, self.size)
+        im = square(image.copy(), self.size) if isinstance(image, Image.Image) else read_image(image, self.size)
         dev = first(self.model.parameters()).device
         xb = tfm_x(tensor(np.array(im))[None].to(dev)/255, Normalize(self.stats))
         self.model.train(False)
