@@ -121,7 +121,7 @@ def main(
     path = str(path or found)
     names = [o for o in ('notes','pytorch','lightning','fastai','ours') if o in ('notes','pytorch','ours') or find_spec(o)]
     libs = {o: version(o) for o in ('torch','pillow','lightning','fastai') if find_spec('PIL' if o=='pillow' else o)}
-    commit = subprocess.run(['git','rev-parse','--short','HEAD'], cwd=here, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(['git','describe','--always','--dirty'], cwd=here, capture_output=True, text=True).stdout.strip()
     res = dict(data=Path(path).name, date=time.strftime('%Y-%m-%d'), commit=commit, machine=dict(cpus=os.cpu_count(), simd=simd, system=platform.system(), python=platform.python_version()), versions=libs)
     res['limits'] = limits(path) # first, as it leaves all files in the system's memory
     res['loader'] = in_turn(lambda o: passes(o, path), [o for o in names if o!='lightning'], rounds) # which uses PyTorch's

@@ -85,8 +85,8 @@ def load_weights(
     if Path(path).is_dir(): raise ValueError(f'{path} is a folder, not a safetensors file')
     try:
         with safe_open(path, 'pt') as f:
-            return {k:f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('meta', '{}'))
-    except SafetensorError as e: raise ValueError(f'{path} is damaged or no safetensors file: {e}') from e
+            return {k:f.get_tensor(k) for k in f.keys()}, dict(json.loads((f.metadata() or {}).get('meta', '{}')))
+    except (SafetensorError,TypeError,ValueError) as e: raise ValueError(f'{path} is damaged or no safetensors file: {e}') from e
 
 # %% ../nbs/12_checkpoint.ipynb #38e76692
 def load_model(
@@ -104,7 +104,8 @@ def rng_state(
     "Where the random generators of Python, NumPy and PyTorch are now"
     kind,keys,*rest = np.random.get_state()
     return dict(python=random.getstate(), numpy=(kind,keys.tolist(),*rest),
-                torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all())
+                torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(),
+                mps=torch.mps.get_rng_state() if torch.backends.mps.is_available() else None)
 
 # %% ../nbs/12_checkpoint.ipynb #27ffd72a
 def set_rng_state(
@@ -115,6 +116,7 @@ def set_rng_state(
     np.random.set_state(state['numpy'])
     torch.set_rng_state(state['torch'])
     for i,o in enumerate(state['cuda'][:torch.cuda.device_count()]): torch.cuda.set_rng_state(o, i)
+    if state['mps'] is not None and torch.backends.mps.is_available(): torch.mps.set_rng_state(state['mps'])
 
 # %% ../nbs/12_checkpoint.ipynb #9c02ce5b
 @patch
@@ -184,7 +186,7 @@ def load_checkpoint(
 # %% ../nbs/12_checkpoint.ipynb #783ef3ab
 class Checkpoint(Callback):
     "Save the state of the fit after each epoch, and go on from the last one"
-    order,in_lr_find = 100,False
+    order,in_lr_find,pattern = 100,False,8*'[0-9]'+'.ckpt'
     def __init__(self,
         path, # Folder for the files of this fit, and of no other: without `resume`, those of an older one are deleted
         every:int=None, # Save after so many batches as well
@@ -198,7 +200,8 @@ class Checkpoint(Callback):
     def before_fit(self):
         self.path.mkdir(parents=True, exist_ok=True)
         old = [] if self.resume else [*self.files(), self.path/'best.safetensors']
-        for o in [*self.path.glob('*.tmp'), *old]: o.unlink(missing_ok=True)
+        tmp = [f'{o}.tmp' for o in (self.pattern,'best.safetensors')]
+        for o in [*old, *[p for t in tmp for p in self.path.glob(t)]]: o.unlink(missing_ok=True)
         self.best,self.start = math.inf,rng_state()
         if self.resume and self.files(): self.take_up(self.files()[-1])
 
@@ -222,7 +225,7 @@ class Checkpoint(Callback):
 @patch
 def files(self:Checkpoint):
     "The checkpoints, the last one last"
-    return sorted(self.path.glob('*.ckpt'))
+    return sorted(self.path.glob(self.pattern))
 
 # %% ../nbs/12_checkpoint.ipynb #63622c56
 @patch

@@ -111,6 +111,7 @@ class DistributedCB(Callback):
         join_group(timeout)
 
     def before_fit(self):
+        dist.barrier()
         for cb in self.cbs if rank_distrib() else []:
             if isinstance(cb, Checkpoint): cb.after_batch = cb.after_epoch = noop
             if isinstance(cb, Recorder): cb.to_csv = noop

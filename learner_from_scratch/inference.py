@@ -102,10 +102,13 @@ def load(cls:Predictor,
     archs = archs or dict(simple_cnn=simple_cnn)
     missing = {'vocab','size','stats','arch'}-meta.keys()
     if missing: raise ValueError(f'{path} holds weights alone, without {", ".join(sorted(missing))}')
-    if meta['arch'] not in archs: raise ValueError(f'{path} needs the architecture {meta["arch"]!r}, known are {", ".join(archs)}')
-    model = archs[meta['arch']](len(meta['vocab']))
-    model.load_state_dict(weights)
-    return cls(model, meta['vocab'], meta['size'], meta['stats'])
+    if str(meta['arch']) not in archs: raise ValueError(f'{path} needs the architecture {meta["arch"]!r}, known are {", ".join(archs)}')
+    try:
+        model = archs[meta['arch']](len(meta['vocab']))
+        model.load_state_dict(weights)
+        Normalize(meta['stats'])(torch.zeros(1, meta['size'], meta['size'], 3))
+        return cls(model, meta['vocab'], meta['size'], meta['stats'])
+    except Exception as e: raise ValueError(f"{path} doesn't fit together: {e}") from e
 
 # %% ../nbs/13_inference.ipynb #a18fb060
 @patch
@@ -123,6 +126,14 @@ def show_batch(self:DataLoaders,
 ):
     "Show the first images of a training batch with their labels"
     self.train.show_batch(n)
+
+# %% ../nbs/13_inference.ipynb #5b1f60h1
+@patch
+def valid_preds(self:Learner)->tuple: # As `get_preds`
+    "Predictions of all validation images in their order; raises `ValueError` if the batches have another"
+    probs,targs = self.get_preds()
+    if not torch.equal(targs, self.dls.valid.ds.y): raise ValueError('the validation batches are shuffled or sharded: which image is which?')
+    return probs,targs
 
 # %% ../nbs/13_inference.ipynb #8f7843f2
 def _show_preds(ds, idxs, probs, note=lambda i: ''):
@@ -142,7 +153,7 @@ def show_results(self:Learner,
 ):
     "Show validation images, spread over the set, with truth and prediction"
     ds = self.dls.valid.ds
-    _show_preds(ds, [i*len(ds)//n for i in range(min(n, len(ds)))], self.get_preds()[0])
+    _show_preds(ds, [i*len(ds)//n for i in range(min(n, len(ds)))], self.valid_preds()[0])
 
 # %% ../nbs/13_inference.ipynb #25462aea
 def confusion_matrix(
@@ -173,7 +184,7 @@ def top_losses(self:Learner,
     n:int=12, # How many
 )->tuple: # Losses, the highest first, and the indices of the images
     "The validation images with the highest cross-entropy"
-    probs,targs = self.get_preds()
+    probs,targs = self.valid_preds()
     losses = -probs[range(len(targs)),targs].clamp(min=1e-30).log()
     return losses.topk(min(n, len(losses)))
 
@@ -185,4 +196,4 @@ def plot_top_losses(self:Learner,
     "Show the worst mistakes: truth, prediction and loss"
     losses,idxs = self.top_losses(n)
     loss = dict(zip(idxs.tolist(), losses.tolist()))
-    _show_preds(self.dls.valid.ds, list(loss), self.get_preds()[0], lambda i: f'\nloss {loss[i]:.1f}')
+    _show_preds(self.dls.valid.ds, list(loss), self.valid_preds()[0], lambda i: f'\nloss {loss[i]:.1f}')

@@ -18,7 +18,7 @@ class Parameter(Tensor):
     "A tensor to train"
     def __new__(cls, x): return Tensor._make_subclass(cls, x, True)
     def __init__(self, *args, **kwargs): self.requires_grad_()
-    def __deepcopy__(self, memo): return type(self)(self.data.clone())
+    def __deepcopy__(self, memo): return type(self)(self.data.clone()).requires_grad_(self.requires_grad)
     __torch_function__ = torch._C._disabled_torch_function_impl
 
 # %% ../nbs/01_modules.ipynb #5bbb61ec

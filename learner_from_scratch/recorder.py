@@ -6,7 +6,7 @@
 __all__ = ['SuggestedLRs', 'accuracy', 'Mean', 'Recorder', 'suggest_lrs', 'CosineCycle', 'EarlyStopping']
 
 # %% ../nbs/11_recorder.ipynb #8c981c78
-import csv,math,re,time
+import csv,math,random,re,time
 from base64 import b64encode
 from collections import namedtuple
 from copy import copy,deepcopy
@@ -177,8 +177,10 @@ def suggest_lrs(
     smooth = mean(losses[:n])/mean(np.ones(n)) if n else np.zeros(1)
     if smooth.argmin()==0: raise ValueError(f'none of the {len(lrs)} learning rates made the loss smaller')
     fall = smooth[:smooth.argmin()+1]
-    valley = (fall <= fall[0] - .9*(fall[0]-fall[-1])).argmax()
-    return SuggestedLRs(lrs[valley], lrs[np.gradient(fall).argmin()]),smooth
+    done = (fall[0]-fall)/(fall[0]-fall[-1])
+    valley = (done>=.9).argmax()
+    steep = np.where(done>.1, np.gradient(fall), np.inf)[:valley+1].argmin()
+    return SuggestedLRs(lrs[valley], lrs[steep]),smooth
 
 # %% ../nbs/11_recorder.ipynb #fe3bda7a
 @patch
@@ -193,7 +195,10 @@ def lr_find(self:Learner,
     cbs = [copy(o) for o in self.cbs if o.in_lr_find]
     learn = Learner(deepcopy(self.model), DataLoaders(self.dls.train,[]), self.loss_func, self.lr, [*cbs,finder], self.opt_func)
     n = math.log(stop/start, mult) + 1
-    with torch.random.fork_rng(): learn.fit(math.ceil(n/len(self.dls.train)))
+    dice = random.getstate(),np.random.get_state()
+    try:
+        with torch.random.fork_rng(): learn.fit(math.ceil(n/len(self.dls.train)))
+    finally: random.setstate(dice[0]); np.random.set_state(dice[1])
     sugg,smooth = suggest_lrs(finder.lrs, finder.losses)
     if plot:
         ax = plt.subplots()[1]
@@ -212,7 +217,7 @@ class CosineCycle(OneCycle):
         if not self.model.training: return
         rising = self.epoch + self.num/len(self.dls.train) < self.n_epochs/4
         low = self.base_lr/10 if rising else 0
-        t = (self.opt.lr-low)/(self.base_lr-low)
+        t = (self.opt.lr-low)/((self.base_lr-low) or 1)
         self.opt.lr = self.lrs[-1] = low + (self.base_lr-low)*(1-math.cos(math.pi*t))/2
 
 # %% ../nbs/11_recorder.ipynb #40e6dacd
@@ -225,8 +230,9 @@ def fit_one_cycle(self:Learner,
 ):
     "Fit with a learning rate that goes up and then down to 0"
     lr = self.lr if lr_max is None else lr_max
-    cycle = dict(linear=OneCycle, cosine=CosineCycle)[anneal](lr)
-    self.fit(n_epochs, lr, [cycle,*L(cbs)])
+    cycles = dict(linear=OneCycle, cosine=CosineCycle)
+    if anneal not in cycles: raise ValueError(f'`anneal` must be one of {", ".join(cycles)}, got {anneal!r}')
+    self.fit(n_epochs, lr, [cycles[anneal](lr),*L(cbs)])
 
 # %% ../nbs/11_recorder.ipynb #bd60727e
 class EarlyStopping(Callback):
@@ -237,14 +243,15 @@ class EarlyStopping(Callback):
         patience:int=3, # Epochs to wait for something better
         min_delta:float=0., # What is better by less doesn't count
     ): store_attr()
-    def before_fit(self): self.best,self.waited = math.inf,0
+    def before_fit(self):
+        if self.monitor not in self.recorder.names: raise ValueError(f'`monitor` must be one of {self.recorder.names}, got {self.monitor!r}')
+        self.best,self.waited = math.inf,0
     def before_epoch(self):
         if not self.model.training or self.waited<self.patience: return
         print(f'Stopped: no better {self.monitor} for {self.patience} epochs')
         raise CancelFitException
     def after_epoch(self):
         if self.model.training or self.error is not None or self.cancelled: return
-        v = dict(zip(self.recorder.names, self.recorder.rows[-1]))[self.monitor]
-        if not re.search('loss|error', self.monitor): v = -v
-        if v < self.best-self.min_delta: self.best,self.waited = v,0
-        else: self.waited += 1
+        sign = 1 if re.search('loss|error', self.monitor) else -1
+        v = sign * self.recorder.rows[-1][self.recorder.names.index(self.monitor)]
+        self.best,self.waited = (v,0) if v < self.best-self.min_delta else (self.best,self.waited+1)

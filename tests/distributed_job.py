@@ -1,5 +1,5 @@
 "What `test_distributed.py` starts, on one process or several: `distributed_job.py FOLDER [what happens to rank 1 in the tenth step]`"
-import os,signal,sys
+import os,signal,sys,time
 from learner_from_scratch.all import *
 
 class Items:
@@ -36,6 +36,12 @@ if not act:
     learn = learner(None, GradientAccumulation(5))   # the sixth batch, a single item, is a step of its own
     learn.fit(3)
     res['accumulated'] = dict(weights=learn.model.state_dict(), rows=[o[:-1] for o in learn.cbs[1].rows])
+if not act:
+    for n,resume in (1,False),(1,False),(2,True):   # the end of a fit is still being saved when the next one begins
+        time.sleep(.1*rank_distrib())
+        learn = learner(None, Checkpoint(folder/f'again{num_distrib()}', resume=resume))
+        learn.fit(n)
+    res['again'] = [o[0] for o in learn.cbs[1].rows]
 if not act and num_distrib()>1:
     learn = learner('nan')
     learn.fit(5)

@@ -57,7 +57,7 @@ def test_bad_models(shapes, trained, tmp_path):
     assert e.value.code==2
 
 def test_results(shapes, trained, capsys, tmp_path):
-    assert {o.name for o in trained.iterdir()} == {'checkpoints','log.csv','model.safetensors','curves.png','confusion.png','worst.png'}
+    assert {o.name for o in trained.iterdir()} == {'checkpoints','settings.json','log.csv','model.safetensors','curves.png','confusion.png','worst.png'}
     for o in trained.glob('*.png'): assert min(Image.open(o).size) > 100
     ims = [str(o) for o in get_image_files(shapes)[:3]]
     lfs_predict([str(trained/'model.safetensors'), *ims])
@@ -66,6 +66,26 @@ def test_results(shapes, trained, capsys, tmp_path):
     for fn,o in zip(ims, lines, strict=True):
         label,p = o.removeprefix(f'{fn}: ').split()
         assert label in vocab and 10 <= float(p.rstrip('%')) <= 100
+
+def test_rare_classes(shapes, tmp_path):
+    "A class of one image is in one part of the split only, whichever"
+    for i,fn in enumerate(get_image_files(shapes)[:24]):
+        to = tmp_path/'photos'/(f'common{i%3}' if i<18 else f'rare{i}')
+        to.mkdir(parents=True, exist_ok=True)
+        shutil.copy(fn, to/f'{i}.jpg')
+    for seed in range(4):
+        lfs_train(str(tmp_path/'photos'), epochs=1, size=32, seed=seed, out=tmp_path/f'{seed}')
+        assert len(load_weights(tmp_path/f'{seed}'/'model.safetensors')[1]['vocab'])==9
+    assert 'choose another --out' in refused(lfs_train, str(tmp_path/'photos'), epochs=1, size=32, out=tmp_path/'photos/runs/photos')
+
+def test_bad_networks(shapes, trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('syn.py').write_text('def net(')
+    im = str(get_image_files(shapes)[0])
+    for o in '.foo:bar','syn:net': assert f'no architecture {o!r}' in refused(lfs_predict, [str(trained/'model.safetensors'), im, '--arch', o])
+    for o in 5,[1],'x':
+        save_model(simple_cnn(3), 'odd.safetensors', o)
+        assert 'odd.safetensors' in refused(lfs_predict, ['odd.safetensors', im])
 
 def test_find(shapes, capsys, tmp_path):
     lfs_find(str(shapes), bs=8, size=32, out=tmp_path/'lr.png')
@@ -88,6 +108,11 @@ def test_interrupted_and_resumed(shapes, tmp_path):
     p.send_signal(signal.SIGINT)
     assert p.wait(30)==130 and 'Traceback' not in p.stderr.read()
     p.stdout.close(); p.stderr.close()
+    before = sorted(tmp_path.glob('a/checkpoints/*'))
+    for more,says in ((),'--resume'),(('--resume','--seed','1'),"'seed': 42"):
+        r = subprocess.run(cmd('a',*more), capture_output=True, text=True, timeout=60)
+        assert r.returncode==1 and says in r.stderr and len(r.stderr.splitlines())==1
+    assert sorted(tmp_path.glob('a/checkpoints/*'))==before
     for args in (cmd('a','--resume'), cmd('b')): subprocess.run(args, check=True, timeout=120, stdout=subprocess.PIPE)
     a,b = [(tmp_path/o/'model.safetensors').read_bytes() for o in 'ab']
     assert a==b and len((tmp_path/'a/log.csv').read_text().splitlines())==13

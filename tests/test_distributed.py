@@ -37,6 +37,10 @@ def trained(tmp_path_factory):
 
 def largest_diff(a, b): return max((a[k]-b[k]).abs().max().item() for k in a)
 
+def test_fit_after_fit(trained):
+    one,*two,_,_,_ = trained
+    assert [o['again'] for o in (one,*two)]==[[0,1]]*3
+
 def test_weights_of_30_steps(trained):
     "Two ranks with half the batch each, shuffled; each epoch ends with a batch of one item, of which rank 1 gets nothing"
     one,r0,r1,*_ = trained

@@ -235,6 +235,16 @@ def test_imagenette_is_checked(home):
 
 # Archives that lie
 
+def long_links():
+    "A chain of folders and links so long that the system gives up on asking where it leads: CVE-2025-4517"
+    res,path = {},'ds'
+    for c in 'abcdefghijklmnop':
+        res[f'{path}/{"d"*240}'] = dict(type=tarfile.DIRTYPE)
+        res[f'{path}/{c}'] = dict(type=link, linkname='d'*240)
+        path += f'/{c}'
+    res[f'{path}/{"l"*250}'] = dict(type=link, linkname='../'*16)
+    return res | {'ds/evil':dict(type=link, linkname=f'{path[3:]}/{"l"*250}/../../../../evil'), 'ds/evil/x':b'2'}
+
 bad = {
     'parent':    {'ds/../../evil':b'2'},
     'absolute':  {'{tmp}/evil':b'2'},
@@ -242,11 +252,18 @@ bad = {
     'abs link':  {'ds/evil':dict(type=link, linkname='/etc')},
     'hard link': {'ds/evil':dict(type=hard, linkname='../../../x')},
     'via link':  {'ds/l':dict(type=link, linkname='.'), 'ds/l/../../evil':b'2'},
+    'link to root': {'ds/evil':dict(type=link, linkname='..')}, # which will be the folder of all data
+    'link later':   {'ds/evil':dict(type=link, linkname='b/c/a/../../d'), 'ds/b/c/a':dict(type=link, linkname='../..')},
+    'root is link': {'evil':dict(type=link, linkname='ds')},
+    'on a link':    {'ds/evil':dict(type=link, linkname='a'), 'ds/evil ':b'2', 'ds/evil/x':b'2'},
+    'hard to link': {'ds/l':dict(type=link, linkname='a'), 'ds/evil':dict(type=hard, linkname='ds/l')},
+    'long':      long_links(),
     'device':    {'ds/evil':dict(type=tarfile.CHRTYPE, devmajor=1, devminor=3)},
     'block':     {'ds/evil':dict(type=tarfile.BLKTYPE, devmajor=7, devminor=0)},
     'fifo':      {'ds/evil':dict(type=tarfile.FIFOTYPE)},
     'zip parent':   {'../evil':b'2'},
     'zip absolute': {'{tmp}/evil':b'2'},
+    'zip inner':    {'ds/b/../evil':b'2'},
 }
 
 @pytest.mark.parametrize('name', bad)
@@ -254,13 +271,18 @@ def test_bad_members(srv, home, tmp_path, name):
     "Refused with the member's name, and nothing is extracted, the good members included"
     pack = zipped if 'zip' in name else tgz
     url = srv.add('x.tgz', pack({'ds/a':b'1'} | {k.format(tmp=tmp_path): v for k,v in bad[name].items()}))
-    fails(url, home/'archive/x.tgz', 'evil')
+    fails(url, home/'archive/x.tgz', '' if name=='long' else 'evil')
     assert left(home) == ['archive/x.tgz']
     assert list((home/'data').iterdir()) == []
     assert not [*tmp_path.rglob('evil')]
 
-@pytest.mark.parametrize('body', [b'', b'<html>Please log in</html>', tgz(good)[:60], zipped(good)[:60], zipped(good).replace(b'aa', b'ab', 1)],
-                         ids=['empty', 'html', 'cut tgz', 'cut zip', 'wrong crc'])
+noise = {f'ds/{i}': os.urandom(1000) for i in range(9)}
+tar = tgz(noise, 'w')
+def flipped(b, i): return b[:i] + bytes([b[i]^1]) + b[i+1:]
+
+@pytest.mark.parametrize('body', [b'', b'<html>Please log in</html>', tgz(good)[:60], zipped(good)[:60], zipped(good).replace(b'aa', b'ab', 1),
+                                  tar[:3*1536], tar[:3*1536+99], flipped(tar, 3*1536+150), flipped(tgz(noise), 5000)],
+                         ids=['empty', 'html', 'cut tgz', 'cut zip', 'wrong crc', 'cut tar', 'cut header', 'bad header', 'flipped bit'])
 def test_no_archive(srv, home, body):
     fails(srv.add('x.tgz', body), home/'archive/x.tgz', 'delete')
     assert left(home) == ['archive/x.tgz']
@@ -308,6 +330,14 @@ def test_threads_at_once(srv, home):
     for t in ts: t.join(60)
     assert res == [inside(good)]*8
     assert srv.gets == ['/x.tgz']
+
+def test_two_archives_of_one_name(srv, home):
+    "Both are for the folder `x`: who comes second finds it whole"
+    urls = [srv.add(o, pack(big)) for o,pack in (('x.tgz',tgz),('x.zip',zipped))]
+    ps = [child('print(len([*untar_data(url).iterdir()]))', url) for url in urls]
+    for p in ps: go(p)
+    assert [p.communicate(timeout=60)[0] for p in ps] == ['2000\n']*2
+    assert tree(home/'data/x') == inside(big)
 
 @pytest.fixture
 def full():

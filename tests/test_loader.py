@@ -7,7 +7,7 @@ import pytest
 import torch
 from fastcore.all import first
 from PIL import Image
-from learner_from_scratch.data import DataLoader,Dataset,book_data,collate,draw_shapes,get_image_files,read_image,total_memory
+from learner_from_scratch.data import DataLoader,Dataset,book_data,collate,draw_shapes,get_image_files,read_image,total_memory,verify_images
 
 posix = pytest.mark.skipif(os.name!='posix', reason='needs fork and signals')
 linux = pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='counts in /proc, which only Linux has')
@@ -284,6 +284,50 @@ def test_error_and_ctrl_c_do_not_wait(fns):
         with pytest.raises(type(e)): list(DataLoader(Bad(fns*10), bs=256, n_workers=2))
         assert time.monotonic()-start < 1
 
+@linux
+@pytest.mark.parametrize('n_workers', [1,2,5])
+def test_leaving_does_not_wait(fns, n_workers):
+    "The batches ahead take seconds; who leaves the loop doesn't wait for them, and no thread works on"
+    before = alive()
+    it = iter(DataLoader(Photos(fns*10), bs=100, n_workers=n_workers))
+    next(it)
+    start = time.monotonic()
+    del it
+    assert alive()==before and time.monotonic()-start < 1
+
+in_the_body = '''
+import sys,time
+from learner_from_scratch.data import *
+class Photos(Dataset):
+    def pixels(self, i):
+        time.sleep(.03)
+        return super().pixels(i)
+for n_workers in (1,2):
+    try:
+        for b in DataLoader(Photos(get_image_files(sys.argv[1])*9), bs=n_workers*50, n_workers=n_workers):
+            print('go', flush=True)
+            time.sleep(9)
+    except KeyboardInterrupt: print('back', flush=True)
+'''
+
+@posix
+def test_ctrl_c_in_the_body(fns):
+    "As most people press it: while a batch is being used, and others are being made"
+    p = subprocess.Popen([sys.executable, '-c', in_the_body, fns[0].parent.parent], stdout=subprocess.PIPE, text=True)
+    guard = threading.Timer(60, p.kill)
+    guard.start()
+    try:
+        for _ in range(2):
+            assert p.stdout.readline()=='go\n'
+            p.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            assert p.stdout.readline()=='back\n'
+            assert time.monotonic()-start < 1
+        assert p.wait()==0
+        assert time.monotonic()-start < 2 # the end of the program waits for nobody either
+    finally:
+        p.kill(); p.stdout.close(); guard.cancel()
+
 def test_interrupted_in_jupyter(fns):
     from jupyter_client.manager import start_new_kernel
     km,kc = start_new_kernel()
@@ -365,6 +409,37 @@ def test_other_size(fns):
     for size in (64,32,96,64):
         ds.size = size
         assert same(list(dl), list(DataLoader(Dataset(fns, size=size), bs=8)))
+        assert len(ds.decoded)==len(fns) # and what isn't needed any more is let go
+
+def test_own_items(fns):
+    "A subclass that changes the items changes the batches"
+    class Negative(Dataset):
+        def __getitem__(self, i):
+            x,y = super().__getitem__(i)
+            return 1-x,y
+    for n_workers in (0,2):
+        for (a,_),(b,_) in zip(DataLoader(Negative(fns), bs=8, n_workers=n_workers), DataLoader(Dataset(fns), bs=8), strict=True):
+            assert np.allclose(a, 1-b)
+
+# --- files that are no files, and images that are none ---
+@posix
+def test_pipe_and_program(fns, tmp_path, monkeypatch):
+    "Neither does a pipe make us wait, nor is Ghostscript started for PostScript"
+    os.mkfifo(tmp_path/'pipe.jpg')
+    ps = tmp_path/'program.jpg'
+    ps.write_text('%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n')
+    with Image.open(ps) as im: assert im.format=='EPS'
+    bad = verify_images([*fns[:3],tmp_path/'pipe.jpg',ps], n_workers=1)
+    assert bad.itemgot(0)==[tmp_path/'pipe.jpg',ps]
+    assert all('not in a format that Pillow knows' in why for _,why in bad)
+
+@posix
+def test_linked_folders(fns, tmp_path):
+    "Each file once, and under the same name on every disk"
+    (tmp_path/'zz').mkdir()
+    shutil.copy(fns[0], tmp_path/'zz'/'1.jpg')
+    for o in 'bca': (tmp_path/o).symlink_to('zz', target_is_directory=True)
+    assert get_image_files(tmp_path)==[tmp_path/'a'/'1.jpg']
 
 def test_kinds_of_indices(ds, fns):
     for i in (-1,np.int64(59),torch.tensor(59)): assert same([ds[i]], [ds[59]])
