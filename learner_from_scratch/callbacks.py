@@ -155,14 +155,17 @@ def __call__(self:Learner,
 # %% ../nbs/10_callbacks.ipynb #5b1f60f2
 @patch
 def after_batch(self:TrackResults, was=TrackResults.after_batch):
+    "Add up the batch, if it has a loss"
     if self.loss is not None: was(self)
 
 @patch
 def after_epoch(self:TrackResults, was=TrackResults.after_epoch):
+    "Print the line, unless the epoch was cut short or had no batch"
     if self.error is None and not self.cancelled and self.ns: was(self)
 
 @patch
 def after_batch(self:LRFinder, was=LRFinder.after_batch):
+    "Record the batch, if it has a loss"
     if self.loss is not None: was(self)
 
 # %% ../nbs/10_callbacks.ipynb #4cdd086e

@@ -100,7 +100,7 @@ def load_model(
 
 # %% ../nbs/12_checkpoint.ipynb #aafa8915
 def rng_state(
-)->dict: # For `set_rng_state`
+)->dict: # What set_rng_state takes
     "Where the random generators of Python, NumPy and PyTorch are now"
     kind,keys,*rest = np.random.get_state()
     return dict(python=random.getstate(), numpy=(kind,keys.tolist(),*rest),
@@ -302,5 +302,6 @@ def skip_batch(self:Checkpoint):
 # %% ../nbs/12_checkpoint.ipynb #c4536092
 @patch
 def after_fit(self:Checkpoint):
+    "Give the learner its own methods back, wherever the fit ended"
     for o in ('one_epoch','one_batch'): vars(self.learner).pop(o, None)
     self.saved = None

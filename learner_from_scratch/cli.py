@@ -88,8 +88,9 @@ def check_out(
     ckpts,model,kept = sorted(out.glob('checkpoints/*.ckpt')),out/'model.safetensors',out/'settings.json'
     done = model.exists() and (not ckpts or model.stat().st_mtime >= ckpts[-1].stat().st_mtime)
     if ckpts and not done and not resume: raise ValueError(f'{out} has a training that was interrupted: go on with --resume, or choose another --out')
-    if folder.resolve() in out.resolve().parents and not (folder/'train').is_dir():
-        raise ValueError(f'{out} is in {folder}, so its pictures would be among the images: choose another --out')
+    images = [o for o in (folder/'train',folder/'val',folder/'valid',folder/'test') if o.is_dir()]
+    for o in images if (folder/'train').is_dir() else [folder]:
+        if o.resolve() in (out.resolve(), *out.resolve().parents): raise ValueError(f'{out} is in {o}, so its pictures would be among the images: choose another --out')
     if resume and not ckpts: print(f'Nothing in {out} to go on with: a new training')
     elif resume and kept.exists() and kept.read_json()!=settings: raise ValueError(f'{out} was begun with {kept.read_json()}, not {settings}')
     out.mkdir(parents=True, exist_ok=True)
