@@ -142,7 +142,7 @@ def __call__(self:Learner,
     name:str, # Such as `after_batch`
 ):
     "Call event `name` of all callbacks, in their order; a clean-up reaches all of them before it raises anything"
-    err = self.error
+    err = before = self.error
     for cb in sorted(self.cbs, key=lambda o: o.order):
         try: getattr(cb, name, noop)()
         except BaseException as e:
@@ -150,7 +150,8 @@ def __call__(self:Learner,
                 e,e.__cause__ = RuntimeError(f'{type(cb).__name__}.{name}: {e}'),e
             if name not in ('after_batch','after_epoch','after_fit'): raise e
             err = graver(err, e)
-    if err is not self.error: raise err
+            if not isinstance(err, cancels): self.error = err
+    if err is not before: raise err
 
 # %% ../nbs/10_callbacks.ipynb #5b1f60f2
 @patch
@@ -191,7 +192,9 @@ class GradientAccumulation(Callback):
     order = -20
     def __init__(self,
         n:int, # Batches for each step
-    ): self.n = n
+    ):
+        if n<1: raise ValueError(f'`n` must be at least 1, got {n}')
+        self.n = n
     def before_epoch(self):
         self.items = 0
         if self.model.training: self.opt.zero_grad()

@@ -6,14 +6,14 @@
 __all__ = ['find_arch', 'folder_learner', 'one_line', 'check_out', 'lfs_train', 'lfs_predict', 'lfs_find']
 
 # %% ../nbs/19_cli.ipynb #7c243d95
-import argparse,importlib,math,sys
+import importlib,math,sys
 from contextlib import contextmanager
 from functools import partial
 from json import dumps
 import matplotlib.pyplot as plt
 import torch
 from fastcore.all import *
-from fastcore.script import call_parse
+from fastcore.script import Param
 from .data import *
 from .modules import *
 from .loss import *
@@ -115,7 +115,7 @@ def lfs_train(
         learn = folder_learner(folder, lr, bs, size, arch, seed)
         name = Path(folder).resolve().name
         out = Path(out) if out else Path('runs')/name
-        check_out(out, Path(folder), resume, dict(bs=bs, size=size, arch=arch, seed=seed))
+        check_out(out, Path(folder), resume, dict(bs=learn.dls.train.bs, size=size, arch=arch, seed=seed))
         learn.cbs[1].csv = out/'log.csv'
         ds = learn.dls.train.ds
         print(f'{name}: {len(ds)} images to train on, {len(learn.dls.valid.ds)} to validate with, {len(ds.vocab)} classes')
@@ -130,18 +130,16 @@ def lfs_train(
         print(f'Saved in {out}: {", ".join(sorted(o.name for o in out.iterdir() if o.is_file()))}')
 
 # %% ../nbs/19_cli.ipynb #b8da7c6b
+@call_parse
 def lfs_predict(
-    args=None, # A model.safetensors of lfs_train, then image files; by default those of the command line
+    model:str, # A model.safetensors of lfs_train
+    images:Param('Image files', str, nargs='+'),
+    arch:str='simple_cnn', # Network of the model, if lfs_train was given another one
 ):
     "Print the label of each image, and how probable it is"
-    p = argparse.ArgumentParser('lfs_predict', description=lfs_predict.__doc__)
-    p.add_argument('model', help='a model.safetensors of lfs_train')
-    p.add_argument('images', nargs='+', help='image files')
-    p.add_argument('--arch', default='simple_cnn', help='network of the model, if lfs_train was given another one')
-    args = p.parse_args(args)
     with one_line('lfs_predict'):
-        pred = Predictor.load(args.model, {args.arch: find_arch(args.arch)})
-        for o in args.images:
+        pred = Predictor.load(model, {arch: find_arch(arch)})
+        for o in images:
             label,probs = pred.predict(o)
             print(f'{o}: {label} {probs.max():.1%}')
 

@@ -11,7 +11,7 @@ __all__ = ['image_formats', 'image_extensions', 'imagenette_stats', 'norm', 'Fol
 # %% ../nbs/00_data.ipynb #d81346d3
 import inspect,os,pydoc,sys,tarfile,tempfile,time,warnings,zipfile
 from collections import deque
-from concurrent.futures import CancelledError,ThreadPoolExecutor
+from concurrent.futures import CancelledError,ThreadPoolExecutor,wait
 from contextlib import contextmanager
 from functools import partial
 from html import escape
@@ -477,7 +477,7 @@ def in_threads(
     chunks, # Its arguments
     n_workers:int, # Threads, at least 1
 ): # The results, in the order of `chunks`
-    "`map(f, chunks)`, computed at most `n_workers` chunks ahead; an error reaches the caller when its turn comes"
+    "`map(f, chunks)`, computed at most `n_workers` chunks ahead; an error comes in its turn, or after 3 seconds of waiting for others"
     chunks,ex,pid,stop = iter(chunks),ThreadPoolExecutor(n_workers),os.getpid(),Event()
     def begin(n): return [ex.submit(f, Chunk(o, stop)) for o in islice(chunks, n)]
     try:
@@ -485,6 +485,9 @@ def in_threads(
         while todo:
             if os.getpid()!=pid: raise RuntimeError('the threads stayed in the parent of this process: begin a new pass')
             todo.extend(begin(1))
+            while wait([todo[0]], 3).not_done:
+                for o in todo:
+                    if o.done(): o.result() # raises its error, if it has one
             yield todo.popleft().result()
     finally:
         stop.set()
@@ -496,14 +499,14 @@ if hasattr(os, 'register_at_fork'): os.register_at_fork(after_in_child=partial(t
 # %% ../nbs/00_data.ipynb #43c0137e
 def verify_images(
     fns, # Image files
-    n_workers:int=defaults.cpus, # Threads
+    n_workers:int=None, # Threads; by default as many as processors
 )->L: # For each that can't be used, its name and why
     "The files among `fns` that `read_image` can't read"
     def _bad(fns):
         for fn in fns:
             try: read_image(fn, 1)
             except OSError as e: yield fn,str(e)
-    return L(in_threads(lambda o: list(_bad(o)), chunked(L(fns), 64), n_workers)).concat()
+    return L(in_threads(lambda o: list(_bad(o)), chunked(L(fns), 64), n_workers or defaults.cpus)).concat()
 
 # %% ../nbs/00_data.ipynb #e79cd4c2
 @patch

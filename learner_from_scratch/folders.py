@@ -18,7 +18,7 @@ def split_files(
 )->tuple: # Training and validation files
     "Image files to train on and to validate with; raises `ValueError` if either part is empty"
     files = get_image_files(path)
-    kind = lambda o: o.relative_to(path).parts[0].lower()
+    kind = lambda o: ('', *o.relative_to(path).parts[:-2])[:2][-1].lower() # of the folder that its class is in
     train = files.filter(lambda o: kind(o)=='train')
     valid = files.filter(lambda o: kind(o) in ('val','valid','test'))
     if not train:

@@ -153,7 +153,8 @@ def show_results(self:Learner,
 ):
     "Show validation images, spread over the set, with truth and prediction"
     ds = self.dls.valid.ds
-    _show_preds(ds, [i*len(ds)//n for i in range(min(n, len(ds)))], self.valid_preds()[0])
+    n = min(n, len(ds))
+    _show_preds(ds, [i*len(ds)//n for i in range(n)], self.valid_preds()[0])
 
 # %% ../nbs/13_inference.ipynb #25462aea
 def confusion_matrix(
@@ -171,7 +172,7 @@ def plot_confusion_matrix(self:Learner):
     cm,vocab = confusion_matrix(*self.get_preds()),self.dls.valid.ds.vocab
     n = len(vocab)
     _,ax = plt.subplots(figsize=(2+.45*n,1.5+.45*n))
-    ax.imshow(cm, cmap='Blues')
+    ax.imshow(cm.numpy(), cmap='Blues')
     for i,j in (cm>0).nonzero().tolist(): ax.text(j, i, int(cm[i,j]), ha='center', va='center', color='white' if cm[i,j]>cm.max()/2 else 'black')
     ax.set_xticks(range(n), vocab, rotation=90)
     ax.set_yticks(range(n), vocab)
@@ -182,9 +183,10 @@ def plot_confusion_matrix(self:Learner):
 @patch
 def top_losses(self:Learner,
     n:int=12, # How many
+    preds=None, # As from `valid_preds`, if they are there already
 )->tuple: # Losses, the highest first, and the indices of the images
     "The validation images with the highest cross-entropy"
-    probs,targs = self.valid_preds()
+    probs,targs = preds or self.valid_preds()
     losses = -probs[range(len(targs)),targs].clamp(min=1e-30).log()
     return losses.topk(min(n, len(losses)))
 
@@ -194,6 +196,7 @@ def plot_top_losses(self:Learner,
     n:int=12, # How many
 ):
     "Show the worst mistakes: truth, prediction and loss"
-    losses,idxs = self.top_losses(n)
+    preds = self.valid_preds()
+    losses,idxs = self.top_losses(n, preds)
     loss = dict(zip(idxs.tolist(), losses.tolist()))
-    _show_preds(self.dls.valid.ds, list(loss), self.valid_preds()[0], lambda i: f'\nloss {loss[i]:.1f}')
+    _show_preds(self.dls.valid.ds, list(loss), preds[0], lambda i: f'\nloss {loss[i]:.1f}')

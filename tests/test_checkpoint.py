@@ -190,3 +190,19 @@ def test_ctrl_c_in_a_batch_saves_nothing(tmp_path):
 def test_another_model(saved):
     with pytest.raises(ValueError, match=r'missing: 0.0.w.*unexpected: 0.w.*shape: 1.w \(64, 32, 3, 3\) for \(10, 8\)'):
         Learner(Sequential(Sequential(ConvLayer(3,8)), Linear(8,10)), DataLoaders([],[]), cross_entropy, .1).fit(4, cbs=Checkpoint(saved, resume=True))
+
+@pytest.mark.parametrize('event', ['after_batch','after_epoch'])
+def test_no_checkpoint_after_a_failed_clean_up(event, tmp_path):
+    "What a callback left half done is no state to go on from"
+    class Fails(Callback):
+        def fail(self):
+            if (self.epoch,self.num,self.model.training)==(1,2,event=='after_batch'): raise KeyboardInterrupt
+    setattr(Fails, event, Fails.fail)
+    batches = [(torch.rand(4,1),torch.rand(4,1))]*3
+    def fit(*cbs):
+        learn = Learner(Linear(1,1), DataLoaders(batches, batches), lambda a,b: ((a-b)**2).mean(), .1, cbs=[*cbs, Checkpoint(tmp_path, every=1, resume=True)])
+        learn.fit(3)
+        return learn
+    with pytest.raises(KeyboardInterrupt): fit(Fails())
+    last = load_checkpoint(sorted(tmp_path.glob('*.ckpt'))[-1])
+    assert (last['epoch'],last['num'])==((1,2) if event=='after_batch' else (1,3))

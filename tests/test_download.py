@@ -2,7 +2,6 @@
 import io,os,re,subprocess,sys,tarfile,threading,time,zipfile
 from functools import partial
 from http.server import BaseHTTPRequestHandler,ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 from fastcore.net import urlsave

@@ -4,7 +4,7 @@ import os,re,signal,subprocess,sys,time
 import pytest
 
 line = '''
-import torch
+import time,torch
 from learner_from_scratch.all import *
 x = torch.rand(20,8,1)
 batches = [(o,2*o+1) for o in x]
@@ -12,7 +12,6 @@ class Slow(list):
     def __iter__(self):
         for o in super().__iter__(): time.sleep(.01); yield o
 mse = lambda preds,yb: ((preds-yb)**2).mean()
-import time
 def learner(n=15, cbs=None): return Learner(Linear(1,1), DataLoaders(Slow(batches[:n]), Slow(batches[15:])), mse, 0.1, [Recorder(mse), *L(cbs)])
 '''
 

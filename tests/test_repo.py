@@ -85,6 +85,10 @@ def test_documented(o):
     ds = docments(f, full=True)
     assert not [p for p in ps if not (ds[p].docment or getattr(ds[p].anno, 'help', None))], 'a comment for each parameter, please'
 
+def test_chapter_is_short():
+    "As the first page says"
+    assert sum(len((root/lib/f'{o}.py').read_text().splitlines()) for o in ('data','modules','loss','learner')) < 1000
+
 # --- metadata ---
 def test_versions_agree():
     assert importlib.import_module(lib).__version__==cfg['version']

@@ -8,7 +8,6 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from playwright.sync_api import sync_playwright
 
-pytestmark = pytest.mark.site
 root = Path(__file__).parent.parent
 docs,nbs = root/'_docs',sorted((root/'nbs').glob('*.ipynb'))
 chromium = '/usr/bin/chromium'

@@ -5,7 +5,6 @@ import re, shutil, sys
 from functools import partial
 from html import unescape
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 from fastcore.basics import patch
 from fastcore.docments import DocmentTbl
