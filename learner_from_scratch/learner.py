@@ -153,7 +153,7 @@ class LRFinder(Callback):
 
     def after_batch(self):
         if not self.model.training: return
-        if self.opt.lr>self.stop or torch.isnan(self.loss): raise CancelFitException
+        if self.opt.lr>self.stop or not self.loss.isfinite(): raise CancelFitException
         self.losses.append(self.loss.item())
         self.lrs.append(self.opt.lr)
 

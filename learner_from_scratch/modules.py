@@ -34,6 +34,7 @@ class Module:
         for m in ms: self.children[str(len(self.children))] = m
 
     def __setattr__(self, k, v):
+        if isinstance(v, (Parameter,Module)) and 'params' not in vars(self): raise AttributeError(f'call super().__init__() before you assign {k}')
         for cls,name in ((Parameter,'params'),(Module,'children')):
             known = vars(self).get(name, {})
             known.pop(k, None)
