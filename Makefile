@@ -7,7 +7,7 @@ help: ## What there is to make
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /make \1	/'
 
 train: .venv/made ## Train on drawn images, or on your own: make train DATA=folder ARGS="--epochs 4"
-	$(bin)/lfs_train $(or $(DATA),shapes) $(ARGS)
+	$(bin)/lfs_train "$(or $(DATA),shapes)" $(ARGS)
 
 test: .venv/made ## Run the notebooks and check that library and README are theirs
 	OMP_NUM_THREADS=1 $(bin)/nbdev_test --do_print --timing  # as many notebooks at a time as there are processors

@@ -90,7 +90,7 @@ def load_weights(
 def load_model(
     model, # Our `Module` or PyTorch's
     path, # A file that `save_model` wrote
-    strict:bool=True, # Raise an error unless names and shapes are those of the model?
+    strict:bool=True, # Raise an error unless names and shapes are those of the model? (PyTorch's modules insist on the shapes)
 ): # `model`
     "Load the weights of `model`"
     model.load_state_dict(load_weights(path)[0], strict)
@@ -250,7 +250,8 @@ def take_up(self:Checkpoint,
     fn, # A checkpoint
 ):
     "Let the fit that is about to begin go on from `fn`"
-    self.saved = load_checkpoint(fn)
+    try: self.saved = load_checkpoint(fn)
+    except ValueError as e: raise ValueError(f'{e} (without it, the fit goes on from the one before)') from e
     was,now = self.saved['batches'],len(self.dls.train)
     if self.saved['num'] and was!=now: raise ValueError(f'{fn} is in the middle of an epoch of {was} batches, and here an epoch has {now}')
     self.learner.one_epoch = self.skip_epoch

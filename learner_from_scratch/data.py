@@ -404,7 +404,7 @@ def show_image(
     if im.ndim==3 and im.shape[0] in (1,3) and im.shape[-1] not in (1,3): im = im.transpose(1,2,0)
     if ax is None: _,ax = plt.subplots(figsize=figsize or (2,2))
     ax.imshow(im[...,0] if im.ndim==3 and im.shape[-1]==1 else im, cmap='gray', **kwargs)
-    ax.set_title(title) if title is not None else None
+    ax.set_title(title, parse_math=False) if title is not None else None
     ax.axis('off')
     return ax
 

@@ -10,20 +10,30 @@ import random
 from fastcore.all import *
 from .data import *
 
+# %% ../nbs/15_folders.ipynb #d1b24010
+def _random_split(files, pct, seed):
+    "Shuffle and cut `files`; a class in two folders looks like a split of another name, and is refused"
+    folders = {}
+    for o in files:
+        other = folders.setdefault(o.parent.name, o.parent)
+        if other!=o.parent: raise ValueError(f'class {o.parent.name!r} is in {other} and in {o.parent}: if that is a split, call its folders train and val')
+    files = L(random.Random(seed).sample(files, len(files)))
+    n = int(len(files)*pct)
+    return files[n:],files[:n]
+
 # %% ../nbs/15_folders.ipynb #6976f419
 def split_files(
     path:Path, # Folder of class folders, or of `train` and `val` (`valid`, `test`) with class folders in each
     pct:float=0.2, # Share to validate with, where the folder has no split of its own
     seed:int=42, # The same seed gives the same split
 )->tuple: # Training and validation files
-    "Image files to train on and to validate with; raises `ValueError` if either part is empty"
+    "Image files to train on and to validate with; raises `ValueError` if either part is empty, or the folder has another layout"
     files = get_image_files(path)
-    kind = lambda o: ('', *o.relative_to(path).parts[:-2])[:2][-1].lower() # of the folder that its class is in
-    train = files.filter(lambda o: kind(o)=='train')
-    valid = files.filter(lambda o: kind(o) in ('val','valid','test'))
-    if not train:
-        files = L(random.Random(seed).sample(files, len(files)))
-        n = int(len(files)*pct)
-        train,valid = files[n:],files[:n]
+    part,depth = (lambda o: o.relative_to(path).parts[0].lower()),(lambda o: len(o.relative_to(path).parts))
+    train = files.filter(lambda o: part(o)=='train' and depth(o)>2)
+    valid = files.filter(lambda o: part(o) in ('val','valid','test') and depth(o)>2)
+    for o in files:
+        if depth(o)==1 or train and depth(o)==2 and part(o) in ('train','val','valid','test'): raise ValueError(f'{o} is in no class folder')
+    if not train: train,valid = _random_split(files, pct, seed)
     if not (train and valid): raise ValueError(f'{path}: {len(train)} images to train on and {len(valid)} to validate with; both are needed')
     return train,valid

@@ -62,6 +62,7 @@ class Predictor:
         xb = tfm_x(tensor(np.array(im))[None].to(dev)/255, Normalize(self.stats))
         self.model.train(False)
         with torch.no_grad(): probs = self.model(xb).softmax(-1)[0].cpu()
+        if len(probs)!=len(self.vocab): raise ValueError(f'the network has {len(probs)} outputs for {len(self.vocab)} classes')
         return self.vocab[probs.argmax()],probs
 
 # %% ../nbs/13_inference.ipynb #1e72ff10
@@ -89,6 +90,7 @@ def save(self:Predictor,
     arch:str='simple_cnn', # Says how to build the network: see `Predictor.load`
 ):
     "Save network, vocabulary, size and statistics in one file"
+    self.predict(Image.new('RGB', (self.size,self.size))) # raises an error if it can't be asked
     save_model(self.model, path, dict(vocab=self.vocab, size=self.size, stats=self.stats, arch=arch))
 
 # %% ../nbs/13_inference.ipynb #5fc6c43b
@@ -143,7 +145,7 @@ def _show_preds(ds, idxs, probs, note=lambda i: ''):
     for ax,i in zip(fig.axes, idxs):
         p,k = probs[i].max(0)
         ok = k==ds.y[i]
-        ax.set_title(f'{ds.vocab[ds.y[i]]}\n{ds.vocab[k]} {p:.0%}{note(i)}', fontsize=9, color='black' if ok else 'crimson')
+        ax.set_title(f'{ds.vocab[ds.y[i]]}\n{ds.vocab[k]} {p:.0%}{note(i)}', fontsize=9, color='black' if ok else 'crimson', parse_math=False)
     plt.tight_layout()
 
 # %% ../nbs/13_inference.ipynb #862e2523
@@ -174,8 +176,8 @@ def plot_confusion_matrix(self:Learner):
     _,ax = plt.subplots(figsize=(2+.45*n,1.5+.45*n))
     ax.imshow(cm.numpy(), cmap='Blues')
     for i,j in (cm>0).nonzero().tolist(): ax.text(j, i, int(cm[i,j]), ha='center', va='center', color='white' if cm[i,j]>cm.max()/2 else 'black')
-    ax.set_xticks(range(n), vocab, rotation=90)
-    ax.set_yticks(range(n), vocab)
+    ax.set_xticks(range(n), vocab, rotation=90, parse_math=False) # a `$` is a letter
+    ax.set_yticks(range(n), vocab, parse_math=False)
     ax.set(xlabel='predicted', ylabel='true')
     plt.tight_layout()
 

@@ -31,9 +31,10 @@ class Module:
         for p in ps: self.params[str(len(self.params))] = p
     def register_modules(self, *ms):
         "Add modules that aren't attributes, named by their position"
-        for m in ms: self.children[str(len(self.children))] = m
+        for m in ms: setattr(self, str(len(self.children)), m)
 
     def __setattr__(self, k, v):
+        if isinstance(v, (nn.Module,nn.Parameter)): raise TypeError(f"{k} is PyTorch's and would not be trained: put it into an nn.Module")
         if isinstance(v, (Parameter,Module)) and 'params' not in vars(self): raise AttributeError(f'call super().__init__() before you assign {k}')
         for cls,name in ((Parameter,'params'),(Module,'children')):
             known = vars(self).get(name, {})

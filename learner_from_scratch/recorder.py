@@ -29,7 +29,7 @@ def accuracy(
     yb:torch.Tensor, # Indices of the right classes, `(bs,)`
 )->torch.Tensor: # From 0 to 1
     "Share of the predictions whose highest score is the right class"
-    return (preds.argmax(dim=1)==yb).float().mean()
+    return (preds.argmax(dim=1)==yb.flatten()).float().mean()
 
 # %% ../nbs/11_recorder.ipynb #0373c929
 class Mean:

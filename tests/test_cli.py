@@ -1,5 +1,6 @@
 "The commands: bad input is one line and exit code 1, a training can be resumed, and a model's file runs no code"
 import shutil,signal,subprocess,sys,time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def console(cmd): return str(Path(sys.executable).parent/cmd)
 @pytest.mark.parametrize('bad,says', [
     (dict(epochs=0), '`epochs` must be at least 1, got 0'), (dict(epochs=-1), 'got -1'), (dict(bs=0), '`bs` must be at least 1'),
     (dict(size=0), '`size` must be at least 1'), (dict(lr=float('nan')), '`lr` must be greater than 0'), (dict(lr=-1), '`lr` must be greater than 0'),
-    (dict(lr=1e20), 'smaller learning rate'), (dict(arch='os:getcwd'), "'os:getcwd' doesn't work"), (dict(arch='nowhere:net'), "no architecture 'nowhere:net'")])
+    (dict(lr=1e20), 'smaller learning rate'), (dict(arch='os:getcwd'), "'os:getcwd' doesn't work"), (dict(arch='torch.nn:Identity'), 'it gives (2, 3, 32, 32)'), (dict(arch='nowhere:net'), "no architecture 'nowhere:net'")])
 def test_bad_options(bad, says, shapes, tmp_path):
     assert says in refused(lfs_train, str(shapes), **{'epochs':1, 'size':32, 'out':tmp_path/'out', **bad})
     assert not (tmp_path/'out/model.safetensors').exists()
@@ -98,6 +99,28 @@ def test_own_network(shapes, tmp_path, monkeypatch):
     assert "needs the architecture 'mynet:small'" in refused(lfs_predict, *args)
     lfs_predict(*args, 'mynet:small')
 
+def test_other_images(shapes, trained, tmp_path):
+    "Nothing goes on with other images, or overwrites the results for another folder; what can't be read may be left out"
+    mine,out = tmp_path/'shapes',tmp_path/'out'
+    shutil.copytree(shapes, mine)
+    shutil.copytree(trained, out)
+    assert 'begun with folder' in refused(lfs_train, str(mine), epochs=2, size=32, out=out)
+    lfs_train(str(mine), epochs=1, size=32, out=tmp_path/'mine')
+    (tmp_path/'mine/model.safetensors').unlink()
+    (mine/'train/moon/letter.jpg').write_text('Dear Sir')
+    again = partial(lfs_train, str(mine), epochs=1, size=32, out=tmp_path/'mine', resume=True)
+    with pytest.warns(UserWarning, match='1 of 61 images are skipped'): again(skip=True)
+    shutil.copy(mine/'val/moon/moon_0005.JPEG', mine/'train/moon/one_more.JPEG')
+    with pytest.warns(UserWarning): assert 'begun with images 80 (' in refused(again, skip=True)
+    (tmp_path/'mine/settings.json').write_text('{"bs":')
+    with pytest.warns(UserWarning): assert 'settings.json is damaged' in refused(again, skip=True)
+
+def test_class_names_are_no_formulas(shapes, tmp_path):
+    shutil.copytree(shapes, tmp_path/'odd')
+    for s in 'train','val': (tmp_path/'odd'/s/'ring').rename(tmp_path/'odd'/s/r'$\nothing$')
+    lfs_train(str(tmp_path/'odd'), epochs=1, size=32, out=tmp_path/'out')
+    assert (tmp_path/'out/confusion.png').exists() and (tmp_path/'out/worst.png').exists()
+
 @pytest.mark.skipif(sys.platform=='win32', reason='needs signals')
 def test_interrupted_and_resumed(shapes, tmp_path):
     "From the console: Ctrl-C is exit code 130; resumed, the model is that of a training without a pause"
@@ -108,7 +131,7 @@ def test_interrupted_and_resumed(shapes, tmp_path):
     assert p.wait(30)==130 and 'Traceback' not in p.stderr.read()
     p.stdout.close(); p.stderr.close()
     before = sorted(tmp_path.glob('a/checkpoints/*'))
-    for more,says in ((),'--resume'),(('--resume','--seed','1'),"'seed': 42"):
+    for more,says in ((),'--resume'),(('--resume','--seed','1'),'seed 42'),(('--resume','--epochs','9'),'epochs 12'),(('--resume','--lr','1'),'lr 0.1'):
         r = subprocess.run(cmd('a',*more), capture_output=True, text=True, timeout=60)
         assert r.returncode==1 and says in r.stderr and len(r.stderr.splitlines())==1
     assert sorted(tmp_path.glob('a/checkpoints/*'))==before
