@@ -6,7 +6,7 @@
 __all__ = ['find_arch', 'folder_learner', 'one_line', 'load_settings', 'check_out', 'lfs_train', 'lfs_predict', 'lfs_find']
 
 # %% ../nbs/19_cli.ipynb #7c243d95
-import importlib,math,sys
+import argparse,importlib,math,sys
 from contextlib import contextmanager
 from functools import partial
 from json import dumps
@@ -14,7 +14,6 @@ from zlib import crc32
 import matplotlib.pyplot as plt
 import torch
 from fastcore.all import *
-from fastcore.script import Param
 from .data import *
 from .modules import *
 from .loss import *
@@ -151,16 +150,18 @@ def lfs_train(
         print(f'Saved in {out}: {", ".join(sorted(o.name for o in out.iterdir() if o.is_file()))}')
 
 # %% ../nbs/19_cli.ipynb #b8da7c6b
-@call_parse
 def lfs_predict(
-    model:str, # A model.safetensors of lfs_train
-    images:Param('Image files', str, nargs='+'),
-    arch:str='simple_cnn', # Network of the model, if lfs_train was given another one
+    args=None, # A model.safetensors of lfs_train, then image files; by default those of the command line
 ):
     "Print the label of each image, and how probable it is"
+    p = argparse.ArgumentParser('lfs_predict', description=lfs_predict.__doc__)
+    p.add_argument('model', help='a model.safetensors of lfs_train')
+    p.add_argument('images', nargs='+', help='image files')
+    p.add_argument('--arch', default='simple_cnn', help='network of the model, if lfs_train was given another one')
+    args = p.parse_args(args)
     with one_line('lfs_predict'):
-        pred = Predictor.load(model, {arch: find_arch(arch)})
-        for o in images:
+        pred = Predictor.load(args.model, {args.arch: find_arch(args.arch)})
+        for o in args.images:
             label,probs = pred.predict(o)
             print(f'{o}: {label} {probs.max():.1%}')
 

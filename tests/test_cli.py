@@ -50,17 +50,17 @@ def test_bad_folders(shapes, tmp_path):
 def test_bad_models(shapes, trained, tmp_path):
     im,evil = str(get_image_files(shapes)[0]),tmp_path/'evil.safetensors'
     save_model(simple_cnn(7), evil, dict(vocab=list('abcdefg'), size=32, stats=[[0]*3,[1]*3], arch='os:_exit'))
-    assert "needs the architecture 'os:_exit'" in refused(lfs_predict, evil, [im])
+    assert "needs the architecture 'os:_exit'" in refused(lfs_predict, [str(evil), im])
     (tmp_path/'a.txt').write_text('no model')
-    for o in (tmp_path/'a.txt', tmp_path/'none', tmp_path): assert str(o) in refused(lfs_predict, o, [im])
-    assert 'gone.jpg' in refused(lfs_predict, trained/'model.safetensors', ['gone.jpg'])
+    for o in (tmp_path/'a.txt', tmp_path/'none', tmp_path): assert str(o) in refused(lfs_predict, [str(o), im])
+    assert 'gone.jpg' in refused(lfs_predict, [str(trained/'model.safetensors'), 'gone.jpg'])
     assert subprocess.run([console('lfs_predict'), evil], capture_output=True).returncode==2 # and no image
 
 def test_results(shapes, trained, capsys, tmp_path):
     assert {o.name for o in trained.iterdir()} == {'checkpoints','settings.json','log.csv','model.safetensors','curves.png','confusion.png','worst.png'}
     for o in trained.glob('*.png'): assert min(Image.open(o).size) > 100
     ims = [str(o) for o in get_image_files(shapes)[:3]]
-    lfs_predict(trained/'model.safetensors', ims)
+    lfs_predict([str(trained/'model.safetensors'), *ims])
     lines = capsys.readouterr().out.splitlines()
     vocab = load_weights(trained/'model.safetensors')[1]['vocab']
     for fn,o in zip(ims, lines, strict=True):
@@ -82,10 +82,10 @@ def test_bad_networks(shapes, trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('syn.py').write_text('def net(')
     im = str(get_image_files(shapes)[0])
-    for o in '.foo:bar','syn:net': assert f'no architecture {o!r}' in refused(lfs_predict, trained/'model.safetensors', [im], o)
+    for o in '.foo:bar','syn:net': assert f'no architecture {o!r}' in refused(lfs_predict, [str(trained/'model.safetensors'), im, '--arch', o])
     for o in 5,[1],'x':
         save_model(simple_cnn(3), 'odd.safetensors', o)
-        assert 'odd.safetensors' in refused(lfs_predict, 'odd.safetensors', [im])
+        assert 'odd.safetensors' in refused(lfs_predict, ['odd.safetensors', im])
 
 def test_find(shapes, capsys, tmp_path):
     lfs_find(str(shapes), bs=8, size=32, out=tmp_path/'lr.png')
@@ -95,9 +95,9 @@ def test_own_network(shapes, tmp_path, monkeypatch):
     (tmp_path/'mynet.py').write_text('from learner_from_scratch.modules import *\ndef small(n): return Sequential(ConvLayer(3,8,stride=2), AdaptivePool(), Linear(8,n))')
     monkeypatch.chdir(tmp_path)
     lfs_train(str(shapes), epochs=1, size=32, arch='mynet:small', out='out')
-    args = 'out/model.safetensors',get_image_files(shapes)[:1]
-    assert "needs the architecture 'mynet:small'" in refused(lfs_predict, *args)
-    lfs_predict(*args, 'mynet:small')
+    args = ['out/model.safetensors', str(get_image_files(shapes)[0])]
+    assert "needs the architecture 'mynet:small'" in refused(lfs_predict, args)
+    lfs_predict([*args, '--arch', 'mynet:small'])
 
 def test_other_images(shapes, trained, tmp_path):
     "Nothing goes on with other images, or overwrites the results for another folder; what can't be read may be left out"
