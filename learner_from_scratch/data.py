@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['image_formats', 'image_extensions', 'imagenette_stats', 'norm', 'Folded', 'print_source', 'print_help', 'URLs',
            'untar_data', 'fastai_cfg', 'SafeDownload', 'outlines', 'paint', 'draw_shape', 'draw_shapes', 'book_data',
-           'get_files', 'get_image_files', 'square', 'read_image', 'total_memory', 'Dataset', 'show_image',
+           'get_files', 'get_image_files', 'square', 'read_image', 'Dataset', 'total_memory', 'show_image',
            'show_images', 'collate', 'DataLoader', 'Chunk', 'in_threads', 'verify_images', 'Normalize', 'tfm_x']
 
 # %% ../nbs/00_data.ipynb #d81346d3
-import inspect,os,pydoc,sys,tarfile,tempfile,time,warnings,zipfile
+import inspect,os,pydoc,stat,sys,tarfile,tempfile,time,warnings,zipfile
 from collections import deque
 from concurrent.futures import CancelledError,ThreadPoolExecutor,wait
 from contextlib import contextmanager
@@ -324,30 +324,19 @@ def square(
     return _rgb(im).resize((size,size), Image.BILINEAR)
 
 # %% ../nbs/00_data.ipynb #52f4e8e6
-def _at_once(fn, flags): return os.open(fn, flags | getattr(os, 'O_NONBLOCK', 0))
-
 def read_image(
     fn, # Name of an image file
     size:int, # Side of the square result, in pixels
 )->Image.Image: # In RGB
     "Decode `fn` at `size`; raises `OSError` with the name of a file that can't be read"
     try:
-        with open(fn, 'rb', 0, opener=_at_once) as f: file = BytesIO(f.read())
-        with Image.open(file, formats=image_formats) as im:
+        if not stat.S_ISREG(os.stat(fn).st_mode): raise ValueError('not a regular file')
+        with Image.open(BytesIO(Path(fn).read_bytes()), formats=image_formats) as im:
             im.draft('RGB', (size,size))
             return square(im, size)
     except Exception as e:
         why = 'not in a format that Pillow knows' if isinstance(e, UnidentifiedImageError) else e
         raise OSError(f"can't read image {fn}: {why}") from e
-
-# %% ../nbs/00_data.ipynb #4acc615c
-def total_memory(
-)->int: # Bytes; 8 GiB where the system doesn't say
-    "The memory of this machine, or of the container that we are in"
-    try: n = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
-    except (AttributeError,OSError,ValueError): n = 8*2**30
-    limit = Path('/sys/fs/cgroup/memory.max')
-    return min(n, int(limit.read_text())) if limit.exists() and limit.read_text().strip().isdigit() else n
 
 # %% ../nbs/00_data.ipynb #e8c49eba
 class Dataset:
@@ -363,7 +352,7 @@ class Dataset:
         if on_error=='skip': self._skip_bad()
         elif on_error!='raise': raise ValueError(f"`on_error` must be 'raise' or 'skip', got {on_error!r}")
         if not self.fns: raise ValueError('`fns` is empty: a dataset needs at least one image file')
-        if size<1: raise ValueError(f'`size` must be at least 1, got {size}')
+        if not isinstance(size, int) or size<1: raise ValueError(f'`size` must be a whole number from 1, got {size!r}')
         lbls = self.fns.map(lambda o: o.parent.name)
         self.vocab = L(vocab) or lbls.unique().sorted()
         self.v2i = self.vocab.val2idx()
@@ -373,22 +362,44 @@ class Dataset:
         self.decoded,self.decoded_at,self.cache = {},size,total_memory()//8 if cache is None else cache
 
     def __len__(self): return len(self.fns)
-    def __getstate__(self): return {**self.__dict__, 'decoded':{}} # A pickle goes without the cache
-
-    def pixels(self, i):
-        "The bytes of image `i`, a row after the other; from the cache if it was decoded before"
-        if self.size!=self.decoded_at: self.decoded,self.decoded_at = {},self.size
-        k = range(len(self))[i],self.size
-        if k in self.decoded: return self.decoded[k]
-        res = read_image(self.fns[i], self.size).tobytes()
-        if (len(self.decoded)+1)*len(res) <= self.cache: self.decoded[k] = res
-        return res
-
-    def image(self, i): return Image.frombytes('RGB', (self.size,self.size), self.pixels(i))
 
     def __getitem__(self, i):
         "Image `i` as floats in [0, 1], `(size, size, 3)`, and its label as a scalar int64"
         return tensor(np.array(self.image(i)))/255, self.y[i]
+
+# %% ../nbs/00_data.ipynb #5b1f7207
+@patch
+def image(self:Dataset,
+    i:int, # Its index
+)->Image.Image: # In RGB, `size` pixels high and wide
+    "Image `i`"
+    return Image.frombytes('RGB', (self.size,self.size), self.pixels(i))
+
+# %% ../nbs/00_data.ipynb #5b1f7208
+@patch
+def pixels(self:Dataset,
+    i:int, # Its index
+)->bytes: # Red, green and blue of each pixel, a row after the other
+    "The bytes of image `i`, from the cache if it was decoded before"
+    if self.size!=self.decoded_at: self.decoded,self.decoded_at = {},self.size
+    k = range(len(self))[i],self.size
+    if k in self.decoded: return self.decoded[k]
+    res = read_image(self.fns[i], self.size).tobytes()
+    if (len(self.decoded)+1)*len(res) <= self.cache: self.decoded[k] = res
+    return res
+
+# %% ../nbs/00_data.ipynb #4acc615c
+def total_memory(
+)->int: # Bytes; 8 GiB where the system doesn't say
+    "The memory of this machine, or of the container that we are in"
+    try: n = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    except (AttributeError,OSError,ValueError): n = 8*2**30
+    limit = Path('/sys/fs/cgroup/memory.max')
+    return min(n, int(limit.read_text())) if limit.exists() and limit.read_text().strip().isdigit() else n
+
+# %% ../nbs/00_data.ipynb #5b1f720a
+@patch
+def __getstate__(self:Dataset): return {**self.__dict__, 'decoded':{}}
 
 # %% ../nbs/00_data.ipynb #e1593802
 def show_image(

@@ -26,13 +26,6 @@ class Module:
     "A function with parameters, and with other modules inside"
     def __init__(self): self.hook,self.params,self.children,self._training = None,{},{},False
 
-    def register_parameters(self, *ps):
-        "Add parameters that aren't attributes, named by their position"
-        for p in ps: self.params[str(len(self.params))] = p
-    def register_modules(self, *ms):
-        "Add modules that aren't attributes, named by their position"
-        for m in ms: setattr(self, str(len(self.children)), m)
-
     def __setattr__(self, k, v):
         if isinstance(v, (nn.Module,nn.Parameter)): raise TypeError(f"{k} is PyTorch's and would not be trained: put it into an nn.Module")
         if isinstance(v, (Parameter,Module)) and 'params' not in vars(self): raise AttributeError(f'call super().__init__() before you assign {k}')
@@ -54,17 +47,12 @@ class Module:
         self._training = v
         for m in self.children.values(): m.training = v
     def train(self, mode=True): self.training = mode
+    def eval(self): self.training = False
 
     def __call__(self, *args, **kwargs):
         res = self.forward(*args, **kwargs)
         if self.hook is not None: self.hook(res, args)
         return res
-
-    def to(self, device):
-        "Move all parameters to `device`"
-        for p in self.parameters(): p.data = p.data.to(device)
-        return self
-    def cuda(self): return self.to('cuda')
 
 # %% ../nbs/01_modules.ipynb #d6a05ec6
 class ConvLayer(Module):
@@ -101,6 +89,21 @@ class Linear(Module):
 
     def forward(self, x): return x@self.w.t() + self.b
 
+# %% ../nbs/01_modules.ipynb #5b1f7101
+@patch
+def to(self:Module,
+    device, # Or another type of numbers, such as `torch.float16`
+)->Module: # The same module
+    "Move all parameters to `device`"
+    for p in self.parameters(): p.data = p.data.to(device)
+    return self
+
+# %% ../nbs/01_modules.ipynb #5b1f7102
+@patch
+def cuda(self:Module)->Module: # The same module
+    "Move all parameters to the GPU"
+    return self.to('cuda')
+
 # %% ../nbs/01_modules.ipynb #112b5a54
 def default_device(
 )->torch.device: # `cuda`, `mps` or `cpu`
@@ -127,6 +130,22 @@ def __repr__(self:Module):
         a,b = ('├─ ','│  ') if i<len(self.children) else ('└─ ','   ')
         lines += [a+head, *[b+o for o in rest]]
     return '\n'.join(lines)
+
+# %% ../nbs/01_modules.ipynb #5b1f7104
+@patch
+def register_modules(self:Module,
+    *ms:Module, # Each is named by the number of what came before
+):
+    "Add modules that aren't attributes"
+    for m in ms: setattr(self, str(len(self.params)+len(self.children)), m)
+
+# %% ../nbs/01_modules.ipynb #5b1f7105
+@patch
+def register_parameters(self:Module,
+    *ps:Parameter, # Each is named by the number of what came before
+):
+    "Add parameters that aren't attributes"
+    self.register_modules(*ps)
 
 # %% ../nbs/01_modules.ipynb #0ee0ab92
 class Sequential(Module):

@@ -158,6 +158,19 @@ def test_fork_in_the_middle(ds):
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])==0
     assert same(list(it), want[1:])
 
+@posix
+def test_without_posix(fns):
+    "Nothing is used of `os` that Windows hasn't got"
+    code = '''
+import os,sys
+import torch,fastcore.all,fastdownload,filelock,matplotlib.pyplot
+for o in 'fork','forkpty','register_at_fork','sysconf','mkfifo','O_NONBLOCK','getuid','getpgid','killpg': delattr(os, o)
+from learner_from_scratch.all import *
+dl = DataLoader(Dataset(get_image_files(sys.argv[1])), bs=16, n_workers=2)
+Learner(simple_cnn(), DataLoaders(dl,dl), cross_entropy, lr=.1, cbs=SetupLearnerCB()).fit(1)
+print(len(dl.ds.decoded))'''
+    assert run(code, fns[0].parent.parent)=='60'
+
 def test_pickle(ds, fns):
     dl = DataLoader(ds, bs=8, shuffle=True, n_workers=2)
     torch.manual_seed(0)
@@ -433,15 +446,24 @@ def test_own_items(fns):
 
 # --- files that are no files, and images that are none ---
 @posix
-def test_pipe_and_program(fns, tmp_path, monkeypatch):
-    "Neither does a pipe make us wait, nor is Ghostscript started for PostScript"
+def test_no_regular_files(fns, tmp_path):
+    "A pipe isn't waited for, a device without an end isn't read, and a folder is no image"
     os.mkfifo(tmp_path/'pipe.jpg')
+    (tmp_path/'endless.jpg').symlink_to('/dev/zero')
+    (tmp_path/'folder.jpg').mkdir()
+    (tmp_path/'lost.jpg').symlink_to('nowhere')
+    whys = dict(verify_images([*fns[:3],*tmp_path.iterdir()], n_workers=1))
+    for o in 'pipe','endless','folder': assert whys[tmp_path/f'{o}.jpg']==f"can't read image {tmp_path/o}.jpg: not a regular file"
+    assert len(whys)==4 and 'No such file' in whys[tmp_path/'lost.jpg']
+
+@posix
+def test_programs(fns, tmp_path):
+    "Ghostscript isn't started for PostScript"
     ps = tmp_path/'program.jpg'
     ps.write_text('%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n')
     with Image.open(ps) as im: assert im.format=='EPS'
-    bad = verify_images([*fns[:3],tmp_path/'pipe.jpg',ps], n_workers=1)
-    assert bad.itemgot(0)==[tmp_path/'pipe.jpg',ps]
-    assert all('not in a format that Pillow knows' in why for _,why in bad)
+    (fn,why), = verify_images([*fns[:3],ps], n_workers=1)
+    assert fn==ps and 'not in a format that Pillow knows' in why
 
 @posix
 def test_linked_folders(fns, tmp_path):
