@@ -232,8 +232,10 @@ def fit_state(self:Checkpoint,
 def restore(self:Checkpoint):
     "Bring everything back to where it was when `saved` was made"
     s = self.saved
-    self.model.load_state_dict(s['model'])
-    self.opt.load_state_dict(s['opt'])
+    try:
+        self.model.load_state_dict(s['model'])
+        self.opt.load_state_dict(s['opt'])
+    except (KeyError,RuntimeError,ValueError) as e: raise ValueError(f'the checkpoint in {self.path} is of another network or optimizer: {e}') from e
     for p,g in zip(self.model.parameters(), s['grads']): p.grad = None if g is None else g.to(p.device)
     states = list(s['cbs'])
     for cb in self.cbs:

@@ -362,6 +362,7 @@ class Dataset:
         self.decoded,self.decoded_at,self.cache = {},size,total_memory()//8 if cache is None else cache
 
     def __len__(self): return len(self.fns)
+    def __getstate__(self): return {**self.__dict__, 'decoded':{}} # A pickle goes without the cache
 
     def __getitem__(self, i):
         "Image `i` as floats in [0, 1], `(size, size, 3)`, and its label as a scalar int64"
@@ -396,10 +397,6 @@ def total_memory(
     except (AttributeError,OSError,ValueError): n = 8*2**30
     limit = Path('/sys/fs/cgroup/memory.max')
     return min(n, int(limit.read_text())) if limit.exists() and limit.read_text().strip().isdigit() else n
-
-# %% ../nbs/00_data.ipynb #5b1f720a
-@patch
-def __getstate__(self:Dataset): return {**self.__dict__, 'decoded':{}}
 
 # %% ../nbs/00_data.ipynb #e1593802
 def show_image(
