@@ -293,7 +293,7 @@ def get_files(
         real,top = os.path.realpath(p),Path(p)==Path(path)
         ds[:] = [d for d in sorted(ds) if recurse and real not in seen and (d in folders if top and folders else d[0]!='.')]
         if real not in seen and not (top and folders and '.' not in folders):
-            res += [Path(p)/f for f in fs if f[0]!='.' and (not exts or Path(f).suffix.lower() in exts)]
+            res += [Path(p)/f for f in fs if f[0]!='.' and (not exts or os.path.splitext(f)[1].lower() in exts)]
         seen.add(real)
     return res.sorted()
 
@@ -356,6 +356,7 @@ class Dataset:
         lbls = self.fns.map(lambda o: o.parent.name)
         self.vocab = L(vocab) or lbls.unique().sorted()
         self.v2i = self.vocab.val2idx()
+        if len(self.v2i)<len(self.vocab): raise ValueError(f'`vocab` has a label twice: {list(self.vocab)}')
         for fn,o in zip(self.fns, lbls):
             if o not in self.v2i: raise ValueError(f'{fn}: label {o!r} is not in the vocabulary {list(self.vocab)}')
         self.y = tensor([self.v2i[o] for o in lbls])
@@ -427,7 +428,7 @@ def show_images(
     nrows = (len(ims)-1)//ncols+1
     _,axs = plt.subplots(nrows, ncols, figsize=(imsize*ncols, imsize*nrows*1.2), squeeze=False)
     for ax in axs.flat: ax.axis('off')
-    for ax,im,o in zip(axs.flat, ims, titles or [None]*len(ims)): show_image(im, ax, title=o)
+    for ax,im,o in zip(axs.flat, ims, [None]*len(ims) if titles is None else titles): show_image(im, ax, title=o)
     plt.tight_layout()
 
 # %% ../nbs/00_data.ipynb #dd3d40ad

@@ -37,8 +37,9 @@ class SGD:
 class DataLoaders:
     "Batches to train on and to validate with"
     def __init__(self,
-        *dls, # Two iterables with a length, of batches `(xb, yb)`
-    ): self.train,self.valid = dls
+        train, # Iterable with a length, of batches `(xb, yb)`
+        valid, # The same, to validate with
+    ): store_attr()
 
 # %% ../nbs/03_learner.ipynb #09393b06
 class CancelFitException(Exception):
@@ -89,9 +90,9 @@ class Learner:
 
     def fit(self, n_epochs):
         try:
+            self.n_epochs = n_epochs
             self('before_fit')
             self.opt = self.opt_func(self.model.parameters(), self.lr)
-            self.n_epochs = n_epochs
             for self.epoch in range(n_epochs):
                 self.one_epoch(True)
                 self.one_epoch(False)
@@ -139,9 +140,9 @@ class TrackResults(Callback):
 class LRFinder(Callback):
     "Raise the learning rate at each batch, and record what the loss does"
     def __init__(self,
-        start:float=1e-6, # First learning rate
+        start:float=1e-6, # Learning rate before the first factor
         mult:float=1.2, # Factor for each batch
-        stop:float=10., # Last learning rate
+        stop:float=10., # No learning rate above this
     ): store_attr()
 
     def before_fit(self):
@@ -169,12 +170,6 @@ class OneCycle(Callback):
         if not self.model.training: return
         n = len(self.dls.train)
         pct = (self.epoch*n + self.num) / (self.n_epochs*n)
-        pct_start,div_start = 0.25,10
-        if pct<pct_start:
-            pct /= pct_start
-            lr = (1-pct)*self.base_lr/div_start + pct*self.base_lr
-        else:
-            pct = (pct-pct_start)/(1-pct_start)
-            lr = (1-pct)*self.base_lr
-        self.opt.lr = lr
-        self.lrs.append(lr)
+        up,down = 0.1 + 0.9*pct/0.25, (1-pct)/0.75
+        self.opt.lr = self.base_lr * (up if pct<0.25 else down)
+        self.lrs.append(self.opt.lr)

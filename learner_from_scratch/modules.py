@@ -7,6 +7,7 @@ __all__ = ['Parameter', 'Module', 'ConvLayer', 'Linear', 'default_device', 'to_d
            'simple_cnn']
 
 # %% ../nbs/01_modules.ipynb #1ad4ac60
+from itertools import count
 import torch
 import torch.nn.functional as F
 from torch import nn,tensor,Tensor
@@ -16,9 +17,9 @@ from .data import *
 # %% ../nbs/01_modules.ipynb #e450e440
 class Parameter(Tensor):
     "A tensor to train"
-    def __new__(cls, x): return Tensor._make_subclass(cls, x, True)
-    def __init__(self, *args, **kwargs): self.requires_grad_()
-    def __deepcopy__(self, memo): return type(self)(self.data.clone()).requires_grad_(self.requires_grad)
+    def __new__(cls, x, requires_grad=True): return Tensor._make_subclass(cls, x, requires_grad)
+    def __deepcopy__(self, memo): return type(self)(self.data.clone(), self.requires_grad)
+    def __reduce_ex__(self, protocol): return type(self),(self.data,self.requires_grad)
     __torch_function__ = torch._C._disabled_torch_function_impl
 
 # %% ../nbs/01_modules.ipynb #5bbb61ec
@@ -46,8 +47,13 @@ class Module:
     def training(self, v):
         self._training = v
         for m in self.children.values(): m.training = v
-    def train(self, mode=True): self.training = mode
-    def eval(self): self.training = False
+    def train(self, mode=True):
+        "Switch to training, in all modules inside too"
+        self.training = mode
+        return self
+    def eval(self):
+        "Switch to asking"
+        return self.train(False)
 
     def __call__(self, *args, **kwargs):
         res = self.forward(*args, **kwargs)
@@ -94,8 +100,10 @@ class Linear(Module):
 def to(self:Module,
     device, # Or another type of numbers, such as `torch.float16`
 )->Module: # The same module
-    "Move all parameters to `device`"
-    for p in self.parameters(): p.data = p.data.to(device)
+    "Move all parameters to `device`, and their gradients"
+    for p in self.parameters():
+        p.data = p.data.to(device)
+        if p.grad is not None: p.grad = p.grad.to(device)
     return self
 
 # %% ../nbs/01_modules.ipynb #5b1f7102
@@ -134,15 +142,17 @@ def __repr__(self:Module):
 # %% ../nbs/01_modules.ipynb #5b1f7104
 @patch
 def register_modules(self:Module,
-    *ms:Module, # Each is named by the number of what came before
+    *ms:Module, # Each is named by the first number that is free
 ):
     "Add modules that aren't attributes"
-    for m in ms: setattr(self, str(len(self.params)+len(self.children)), m)
+    for m in ms:
+        if not isinstance(m, (Module,Parameter)): raise TypeError(f'neither a Module nor a Parameter: {m!r}')
+        setattr(self, next(k for k in map(str, count()) if k not in vars(self)), m)
 
 # %% ../nbs/01_modules.ipynb #5b1f7105
 @patch
 def register_parameters(self:Module,
-    *ps:Parameter, # Each is named by the number of what came before
+    *ps:Parameter, # Each is named by the first number that is free
 ):
     "Add parameters that aren't attributes"
     self.register_modules(*ps)
@@ -154,9 +164,10 @@ class Sequential(Module):
         *layers:Module, # In the order of their use
     ):
         super().__init__()
-        self.layers = layers
         self.register_modules(*layers)
 
+    @property
+    def layers(self): return list(self.children.values())
     def forward(self, x):
         for l in self.layers: x = l(x)
         return x
