@@ -29,7 +29,7 @@ def console(cmd): return str(Path(sys.executable).parent/cmd)
 
 @pytest.mark.parametrize('bad,says', [
     (dict(epochs=0), '`epochs` must be at least 1, got 0'), (dict(epochs=-1), 'got -1'), (dict(bs=0), '`bs` must be at least 1'),
-    (dict(size=0), '`size` must be at least 1'), (dict(lr=float('nan')), '`lr` must be greater than 0'), (dict(lr=-1), '`lr` must be greater than 0'),
+    (dict(size=0), '`size` must be a whole number from 1, got 0'), (dict(lr=float('nan')), '`lr` must be greater than 0'), (dict(lr=-1), '`lr` must be greater than 0'),
     (dict(lr=1e20), 'smaller learning rate'), (dict(arch='os:getcwd'), "'os:getcwd' doesn't work"), (dict(arch='torch.nn:Identity'), 'it gives (2, 3, 32, 32)'), (dict(arch='nowhere:net'), "no architecture 'nowhere:net'")])
 def test_bad_options(bad, says, shapes, tmp_path):
     assert says in refused(lfs_train, str(shapes), **{'epochs':1, 'size':32, 'out':tmp_path/'out', **bad})
