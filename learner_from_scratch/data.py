@@ -331,7 +331,8 @@ def read_image(
     "Decode `fn` at `size`; raises `OSError` with the name of a file that can't be read"
     try:
         if not stat.S_ISREG(os.stat(fn).st_mode): raise ValueError('not a regular file')
-        with Image.open(BytesIO(Path(fn).read_bytes()), formats=image_formats) as im:
+        with open(fn, 'rb', 0) as f: file = BytesIO(f.read())
+        with Image.open(file, formats=image_formats) as im:
             im.draft('RGB', (size,size))
             return square(im, size)
     except Exception as e:
