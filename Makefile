@@ -1,17 +1,31 @@
 PYTHON ?= python3
 bin := .venv/bin
+library_tests := $(filter-out $(patsubst %,tests/test_%.py,bench design howto live notebooks package repo report site),$(wildcard tests/test_*.py))
 
-.PHONY: help train test docs preview notebooks bench clean
+others := $(patsubst %,--ignore tests/test_%.py,site live report bench) # .ci/run has them
+
+.PHONY: help train test library-tests lowest docs preview notebooks bench bench-check research torture dist clean
 
 help: ## What there is to make
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /make \1	/'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /make \1	/'
 
 train: .venv/made ## Train on drawn images, or on your own: make train DATA=folder ARGS="--epochs 4"
 	$(bin)/lfs_train "$(or $(DATA),shapes)" $(ARGS)
 
 test: .venv/made ## Run the notebooks and check that library and README are theirs
-	OMP_NUM_THREADS=1 $(bin)/nbdev_test --do_print --timing  # as many notebooks at a time as there are processors
-	$(bin)/pytest -q --ignore tests/test_site.py --ignore tests/test_bench.py
+	# both do as many things at a time as there are processors
+	OMP_NUM_THREADS=1 $(bin)/nbdev_test --do_print --timing
+	OMP_NUM_THREADS=1 $(bin)/pytest -q -n auto --dist loadfile $(others)
+
+library-tests: # of what PYTEST finds installed, and not of this folder
+	OMP_NUM_THREADS=1 $(PYTEST) -q -n auto --dist loadfile $(library_tests)
+
+lowest: ## Run the library's tests with the lowest versions that settings.ini allows
+	$(PYTHON) -m venv --clear .venv-lowest
+	.venv-lowest/bin/pip install -q uv
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest --resolution lowest-direct -r setup.py
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest . pytest pytest-xdist hypothesis nbclient ipykernel
+	$(MAKE) library-tests PYTEST=.venv-lowest/bin/pytest
 
 docs: .venv/made ## Build the site in _docs
 	$(bin)/python tools/docs.py
@@ -22,13 +36,27 @@ preview: .venv/made ## Build the site and serve it
 notebooks: .venv/made ## Run the notebooks in place: the outputs to commit
 	$(bin)/python tools/notebooks.py run
 
-bench: .venv/made ## Measure loaders, trainings and processes: benchmarks/*.json
+bench: .venv/made ## Measure all, or one part: make bench ONLY=first
 	$(bin)/pip install -q --no-compile -c constraints.txt -e '.[bench]'
-	$(bin)/python benchmarks/bench.py
-	$(bin)/python benchmarks/scaling.py --out benchmarks/scaling.json
+	$(bin)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
+
+bench-check: .venv/made ## Fail where a ratio is worse by more than a fifth: make bench-check ONLY=first
+	$(bin)/python benchmarks/bench.py --check $(if $(ONLY),--only $(ONLY))
+
+research: .venv/made ## Train the rows of The race, or ONLY=T1,T3: benchmarks/research.json
+	$(bin)/pip install -q --no-compile -c constraints.txt -e '.[bench]'
+	$(bin)/python benchmarks/research.py $(if $(ONLY),--only $(ONLY))
+
+torture: .venv/made ## Faults on purpose, for MINUTES=60: benchmarks/torture.json
+	OMP_NUM_THREADS=1 $(bin)/python tests/torture.py --minutes $(or $(MINUTES),60)
+
+dist: .venv/made ## Build the sdist and the wheel that would go to PyPI, and check them
+	rm -rf dist
+	$(bin)/python -m build --no-isolation
+	$(bin)/twine check --strict dist/*
 
 clean: ## Remove all that make made
-	rm -rf .venv _docs _proc build *.egg-info
+	rm -rf .venv .venv-lowest _docs _proc build dist *.egg-info
 
 .venv/made: settings.ini setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,11))' || \

@@ -4,14 +4,13 @@ from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import median
+from statistics import mean,median
+from tempfile import TemporaryDirectory
 
 import psutil
 from fastcore.script import call_parse
 
 here = Path(__file__).resolve().parent
-targets = dict(first=('>=',1.3), later=('>=',8), fit_pytorch=('<=',.35), fit_fastai=('<=',.25), fit_limit=('<=',1.3),
-               memory=('<=',1), flat=('<=',1.05), linear=('<=',1.2), bounded=('<=',1.2))
 
 # --- one run ---
 def pss(p):
@@ -24,10 +23,12 @@ def pss(p):
     return n
 
 def run(what, env=None, **args):
-    "Run `what` of `contestants.py`: what it reports of its parts, with the seconds and the peak of memory of each"
-    print(what, *args.values(), *(env or {}).items(), flush=True)
+    "What `what` of `contestants.py` reports, with seconds and peak of each; the whole peak"
+    env = env or {}
+    print(what, *args.values(), *env.items(), flush=True)
     cmd = [sys.executable, here/'contestants.py', what, json.dumps(args)]
-    p = psutil.Popen(cmd, env={**os.environ, **(env or {})}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p = psutil.Popen(cmd, env={**os.environ, **env}, text=True, **pipes)
     mem = []
     while p.poll() is None:
         with suppress(psutil.Error): mem.append((time.time(), pss(p)))
@@ -45,32 +46,86 @@ def passes(name, path, **kw):
     "Images a second in the first pass and in the later ones"
     ps,peak = run('passes', name=name, path=path, **kw)
     speeds = [o['n']/o['secs'] for o in ps]
-    return dict(first=speeds[0], later=median(speeds[1:] or speeds), secs=ps[0]['secs'], peak=peak)
+    later = median(speeds[1:] or speeds)
+    return dict(first=speeds[0], later=later, secs=ps[0]['secs'], peak=peak)
+
+quiet = subprocess.DEVNULL
+needs = dict(lightning='import lightning', fastai='import fastai',
+             decode_jpeg='import torch,torchvision\ntorch.ops.image.decode_jpeg')
+
+def installed(names):
+    "Those of `names` whose library is there, and works"
+    def works(code):
+        res = subprocess.run([sys.executable, '-c', code], stderr=quiet)
+        return res.returncode==0
+    return [o for o in names if o not in needs or works(needs[o])]
 
 def in_turn(f, names, n):
-    "Medians of `n` runs of `f` for each of `names`, all of them in each round: what slows down the machine slows down all"
+    "Medians of `n` runs of `f` for each of `names`"
+    # all of them in each round: what slows down the machine slows down all
     rounds = [{k: f(k) for k in names} for _ in range(n)]
     return {k: {o: median(r[k][o] for r in rounds) for o in rounds[0][k]} for k in names}
 
-def fit(name, path, n_epochs, env=None):
+def fit(name, path, n_epochs, env=None, **kw):
     "Seconds and memory of the chapter's run"
-    ps,peak = run('fit', env, name=name, path=path, n_epochs=n_epochs)
-    return dict(secs=sum(o['secs'] for o in ps), peak=peak, acc=ps[-1]['acc'], epochs=[o['secs'] for o in ps], mb=[o['mb'] for o in ps])
+    ps,peak = run('fit', env, name=name, path=path, n_epochs=n_epochs, **kw)
+    epochs,mb = [o['secs'] for o in ps],[o['mb'] for o in ps]
+    return dict(secs=sum(epochs), peak=peak, acc=ps[-1]['acc'], epochs=epochs, mb=mb)
 
 def limits(path):
     "What no loader can beat: decoding, its part in Python, and the arithmetic of an epoch"
-    ds,os,cs = [run(o, path=path)[0] for o in ('decode','opening','compute')]
-    best = min(ds, key=lambda o: o['secs'])
-    return dict(decode=best['n']/best['secs'], decode_secs=best['secs'], opening=os[0]['n']/os[0]['secs'],
-                compute_secs=median(o['secs'] for o in cs[1:]))
+    decoded = {k: run('decode', path=path, fast=k=='fast')[0] for k in ('plain','fast')}
+    best = {k: min(o, key=lambda o: o['secs']) for k,o in decoded.items()}
+    opened,computed = [run(o, path=path)[0] for o in ('opening','compute')]
+    return dict(decode=best['plain']['n']/best['plain']['secs'],
+                decode_secs=best['plain']['secs'],
+                fast=best['fast']['n']/best['fast']['secs'],
+                fast_secs=best['fast']['secs'],
+                opening=opened[0]['n']/opened[0]['secs'],
+                compute_secs=median(o['secs'] for o in computed[1:]))
+
+def first(path, rounds):
+    "Images a second of each loader in its first pass and in later ones"
+    names = 'notes','pytorch','decode_jpeg','fastai','ours','fast'
+    return in_turn(lambda o: passes(o, path), installed(names), rounds)
+
+def disk(path, rounds):
+    "Images a second of a run that finds its images decoded, and the peak of its three passes"
+    with TemporaryDirectory() as d:
+        built = run('again', path=path, disk=d)[0][0]['secs']
+        def one(name):
+            if name=='pytorch': return passes(name, path, n=2)
+            o, = run('again', path=path, disk=d)[0]
+            peak = passes('fast', path, disk=d)['peak']
+            return dict(first=o['n']/o['secs'], peak=peak)
+        res = in_turn(one, ('pytorch','again'), rounds)
+        res['memory'] = median(passes('fast', path)['peak'] for _ in range(rounds))
+        return dict(res, built_secs=built)
 
 def workers(path, rounds):
-    "Images a second in the first pass of our loader with 1, 2 and 4 threads, and of our dataset in PyTorch's with 2 spawned processes"
-    res = in_turn(lambda n: passes('ours', path, n=1, workers=n), (1,2,4), rounds)
-    return {k: o['first'] for k,o in res.items()} | dict(spawned=passes('spawned', path, n=2)['later'])
+    "Images a second of our dataset: by threads of our loader, by processes of PyTorch's"
+    def one(k):
+        name,n = k.split()
+        return passes(name, path, n=1, workers=int(n))
+    names = [f'{name} {n}' for name in ('ours','fast') for n in (1,2,4)]
+    res = {k: o['first'] for k,o in in_turn(one, names, rounds).items()}
+    return res|dict(spawned=passes('spawned', path, n=2)['later'])
+
+def fits(path, epochs):
+    "The chapter's run by each contestant"
+    names = 'notes','pytorch','lightning','fastai','chapter','ours','fast'
+    return {o: fit(o, path, epochs) for o in installed(names)}
+
+def bf16(path, epochs):
+    "The same run in float32 and in bfloat16, with three seeds"
+    seeds = 42,43,44
+    runs = {k: [fit(k, path, epochs, seed=o) for o in seeds] for k in ('fast','bf16')}
+    res = {k: dict(secs=median(o['secs'] for o in rs), accs=[o['acc'] for o in rs])
+           for k,rs in runs.items()}
+    return res|dict(pytorch=fit('pytorch', path, epochs)['secs'])
 
 def growth(path):
-    "Seconds of a pass through 1, 2 and 4 times the images; the peak with a cache for half of them, with 1 and 10 times as many"
+    "Seconds of a pass through more images, and peaks with a cache for half of them"
     half = len(list(Path(path).glob('train/*/*'))) * 64*64*3 // 2
     times = {k: passes('ours', path, n=1, k=k)['secs'] for k in (1,2,4)}
     peaks = {k: passes('ours', path, n=1, k=k, cache=half)['peak'] for k in (1,10)}
@@ -78,59 +133,186 @@ def growth(path):
 
 def passive(path):
     "Seconds of each epoch if threads of PyTorch that wait for each other sleep"
-    return {o: fit(o, path, 4, dict(OMP_WAIT_POLICY='PASSIVE'))['epochs'] for o in ('ours','pytorch')}
+    env = dict(OMP_WAIT_POLICY='PASSIVE')
+    return {o: fit(o, path, 4, env)['epochs'] for o in ('ours','pytorch')}
 
-def ratios(loader, fit, limits, growth):
-    "The figures that hold on other machines, too"
-    o,t,n = fit['ours'],fit['pytorch'],len(fit['ours']['epochs'])
-    secs,peaks = growth['times'],growth['peaks']
-    res = dict(first=loader['ours']['first']/loader['pytorch']['later'], later=loader['ours']['later']/loader['pytorch']['later'],
-               fit_pytorch=o['secs']/t['secs'], fit_limit=o['secs']/(limits['decode_secs']+n*limits['compute_secs']),
-               memory=o['peak']/t['peak'], flat=median(o['mb'][-3:])/max(o['mb'][1],1), linear=secs[4]/secs[1]/4, bounded=peaks[10]/peaks[1])
-    return res | (dict(fit_fastai=o['secs']/fit['fastai']['secs']) if 'fastai' in fit else {})
+def listed(n):
+    "CPU seconds and memory of a list of files, next to a bare walk"
+    o, = run('listing', n=n)[0]
+    return dict(n=n, secs=o['cpu'], bytes=o['bytes'])
 
-# --- and how it's told ---
+def start():
+    "Seconds until the command has answered, and of imports: the least of five"
+    lib = 'learner_from_scratch'
+    codes = dict(help=f"import sys\nsys.argv = ['lfs_train','--help']\n"
+                      f"from {lib}.cli import lfs_train\nlfs_train()",
+                 torch='import torch', all=f'import torch\nfrom {lib}.all import *')
+    def secs(code):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, '-c', code], stdout=quiet)
+        return time.perf_counter()-start
+    return {k: min(secs(o) for _ in range(5)) for k,o in codes.items()}
+
+def script(name):
+    "Run another script of this folder, and return what it writes"
+    out = here/f'{name}.json'
+    subprocess.run([sys.executable, here/f'{name}.py', '--out', out], check=True)
+    return json.loads(out.read_text())
+
 def rounded(o):
     "`o` with four digits for each float"
     if isinstance(o, dict): return {k: rounded(v) for k,v in o.items()}
     if isinstance(o, list): return [rounded(v) for v in o]
     return float(f'{o:.4g}') if isinstance(o, float) else o
 
-def show(res):
-    "The tables of `res`"
-    print(f'\n{"":10}{"first pass":>12}{"later":>10}{"an epoch":>10}{"run":>8}{"peak":>9}{"accuracy":>10}')
-    for k,o in res['fit'].items():
-        l = res['loader'].get(k, res['loader']['pytorch'])
-        print(f'{k:10}{l["first"]:8.0f} i/s{l["later"]:6.0f} i/s{median(o["epochs"]):8.2f} s{o["secs"]:6.1f} s{o["peak"]:6.0f} MB{o["acc"]:10.3f}')
-    for k in 'limits','growth': print(f'\n{k}:', json.dumps(res[k]))
-    print('\nratios and targets')
-    for k,v in res['ratios'].items():
-        op,t = targets[k]
-        print(f'{k:12}{v:8.3f} {op} {t:<5} {"" if (v>=t if op==">=" else v<=t) else "missed"}')
+# --- what we aim at ---
+def floor(r, decoder):
+    "Seconds of the shortest possible run: one decoding and the arithmetic of all epochs"
+    epochs,limits = len(r['fit']['ours']['epochs']),r['limits']
+    return limits[f'{decoder}_secs']+epochs*limits['compute_secs']
+
+def points(r):
+    "How many points of accuracy bfloat16 loses, over three seeds"
+    return 100*(mean(r['bf16']['fast']['accs'])-mean(r['bf16']['bf16']['accs']))
+
+# name: (bound, what it is, the figure in one run)
+targets = dict(
+    first=('>=', 2, "first pass with the faster decoder, of torch's warm loader",
+           lambda r: r['first']['fast']['first']/r['first']['pytorch']['later']),
+    share=('>=', .8, 'the same, of two processes that share nothing',
+           lambda r: r['first']['fast']['first']/r['limits']['fast']),
+    chapter=('>=', 1.3, "the chapter's first pass, of torch's warm loader",
+             lambda r: r['first']['ours']['first']/r['first']['pytorch']['later']),
+    later=('>=', 8, "later passes, of torch's",
+           lambda r: r['first']['ours']['later']/r['first']['pytorch']['later']),
+    disk=('>=', 8, "first pass of a second run that decodes nothing, of torch's",
+          lambda r: r['disk']['again']['first']/r['disk']['pytorch']['later']),
+    disk_memory=('<=', 1.05, 'its peak of memory, of that with decoded images in memory',
+                 lambda r: r['disk']['again']['peak']/r['disk']['memory']),
+    listing=('<=', 1.5, '100,000 files listed, split and labelled, of a bare walk',
+             lambda r: r['files']['secs']['ours']/r['files']['secs']['bare']),
+    listing_bytes=('<=', 300, 'bytes a file that this keeps above the paths',
+                   lambda r: r['files']['bytes']['ours']-r['files']['bytes']['bare']),
+    fit_pytorch=('<=', .35, "the chapter's run, of a plain PyTorch loop",
+                 lambda r: r['fit']['ours']['secs']/r['fit']['pytorch']['secs']),
+    fit_fastai=('<=', .25, "the chapter's run, of fastai's",
+                lambda r: r['fit']['ours']['secs']/r['fit']['fastai']['secs']),
+    fit_limit=('<=', 1.3, 'the same, of one decoding and the arithmetic',
+               lambda r: r['fit']['ours']['secs']/floor(r, 'decode')),
+    fast_limit=('<=', 1.15, 'the same with the faster decoder',
+                lambda r: r['fit']['fast']['secs']/floor(r, 'fast')),
+    bf16=('<=', .22, 'the run in bfloat16, of plain PyTorch in float32',
+          lambda r: r['bf16']['bf16']['secs']/r['bf16']['pytorch']),
+    bf16_points=('<=', 1, 'points of accuracy that bfloat16 loses', points),
+    memory=('<=', 1, "peak of our run, of plain PyTorch's",
+            lambda r: r['fit']['ours']['peak']/r['fit']['pytorch']['peak']),
+    flat=('<=', 1.05, 'memory of the last three epochs, of the second',
+          lambda r: median(r['fit']['ours']['mb'][-3:])/max(r['fit']['ours']['mb'][1], 1)),
+    linear=('<=', 1.2, 'seconds for four times the images, of four times those for one',
+            lambda r: r['growth']['times']['4']/r['growth']['times']['1']/4),
+    bounded=('<=', 1.2, 'peak for ten times the images in a small cache, of that for one',
+             lambda r: r['growth']['peaks']['10']/r['growth']['peaks']['1']),
+    help=('<=', .5, 'seconds of `lfs_train --help`', lambda r: r['start']['help']),
+    all=('<=', .5, 'seconds that `all` adds to `import torch`',
+         lambda r: r['start']['all']-r['start']['torch']),
+    ranks=('>=', .95, 'two ranks of one thread, of one process with two',
+           lambda r: r['scaling']['ratio']),
+    overlap=('>=', 0, 'share of a step that sums during backward save on a slow network',
+             lambda r: r['overlap']['saved']))
+
+def ratios(res):
+    "The figures that hold on other machines, too, as far as `res` has what they need"
+    out = {}
+    for k,(*_,f) in targets.items():
+        with suppress(KeyError): out[k] = f(res)
+    return out
+
+def worse(new, old, by=.2):
+    "The names of ratios that are worse than those of `old` by more than a fifth"
+    def fell(k):
+        a,b = (new[k],old[k]) if targets[k][0]=='>=' else (old[k],new[k])
+        return a < b*(1-by)
+    return [k for k in new if k in old and fell(k)]
+
+# --- is the machine quiet? ---
+def pulse(path):
+    "Images a second of always the same pass, and the share of a processor that it had"
+    o, = run('pulse', path=path)[0]
+    return dict(speed=o['n']/o['secs'], cpu=o['cpu']/o['secs'])
+
+def noise(a, b):
+    "What two pulses say against the figures between them, if they do"
+    change = abs(a['speed']/b['speed']-1)
+    if change>.1: return f'the same pass took {change:.0%} more or less at the end'
+    lost = 1-min(a['cpu'], b['cpu'])
+    if lost>.05: return f'other programs took {lost:.0%} of a processor'
+
+# --- and how it's told ---
+def show(ratios):
+    "The table of targets"
+    for k,(op,t,what,_) in targets.items():
+        v = ratios.get(k)
+        ok = v is not None and (v>=t if op=='>=' else v<=t)
+        said = 'not run yet' if v is None else f'{v:8.3f} {"" if ok else "missed"}'
+        print(f'{k:14}{op} {t:<5}{said:18}{what}')
+
+def about(path, simd):
+    "Where and with what this was measured"
+    packages = dict(torch='torch', pillow='PIL', simplejpeg='simplejpeg', fastai='fastai',
+                    lightning='lightning', torchvision='torchvision')
+    git = 'git','describe','--always','--dirty'
+    commit = subprocess.run(git, cwd=here, capture_output=True, text=True).stdout.strip()
+    machine = dict(cpus=os.cpu_count(), simd=simd, system=platform.system(),
+                   python=platform.python_version())
+    return dict(data=Path(path).name, date=time.strftime('%Y-%m-%d'), commit=commit,
+                machine=machine,
+                versions={k: version(k) for k,o in packages.items() if find_spec(o)})
 
 @call_parse
 def main(
-    path:Path=None, # Folder with `train` and `val`; Imagenette if it is on disk, else drawn shapes
+    path:Path=None, # Folder with `train` and `val`; else Imagenette or drawn shapes
+    only:str='', # Names of parts, with commas between; by default all, `none` for no part
     epochs:int=8, # Length of the training run
     rounds:int=3, # How often passes are measured
-    fname:Path=here/'results.json', # Where the figures go
+    n_files:int=100_000, # How many files are listed
+    fname:Path=here/'results.json', # Where the figures are, and go
+    check:bool=False, # Compare with the figures in `fname`, which stay as they are?
 ):
-    "Measure loaders and training runs side by side, print the table and write the figures"
-    find = [sys.executable, '-c', 'import torch; from learner_from_scratch.data import book_data; print(torch.backends.cpu.get_cpu_capability()); print(book_data())']
-    simd,found = subprocess.check_output(find, text=True).split('\n')[:2] # not here: what we import, a contestant would share
+    "Measure, print the targets, and write each part with the machine it was measured on"
+    # in a process of its own: what is imported here, a contestant would share
+    src = """import torch
+from learner_from_scratch.fetch import book_data
+print(torch.backends.cpu.get_cpu_capability())
+print(book_data())"""
+    out = subprocess.check_output([sys.executable, '-c', src], text=True)
+    simd,found = out.split('\n')[:2]
     path = str(path or found)
-    names = [o for o in ('notes','pytorch','lightning','fastai','ours') if o in ('notes','pytorch','ours') or find_spec(o)]
-    libs = {o: version(o) for o in ('torch','pillow','lightning','fastai') if find_spec('PIL' if o=='pillow' else o)}
-    commit = subprocess.run(['git','describe','--always','--dirty'], cwd=here, capture_output=True, text=True).stdout.strip()
-    res = dict(data=Path(path).name, date=time.strftime('%Y-%m-%d'), commit=commit, machine=dict(cpus=os.cpu_count(), simd=simd, system=platform.system(), python=platform.python_version()), versions=libs)
-    res['limits'] = limits(path) # first, as it leaves all files in the system's memory
-    res['loader'] = in_turn(lambda o: passes(o, path), [o for o in names if o!='lightning'], rounds) # which uses PyTorch's
-    res['workers'] = workers(path, rounds)
-    res['fit'] = {o: fit(o, path, epochs) for o in names}
-    res['passive'] = passive(path)
-    res['growth'] = growth(path)
-    res['ratios'] = ratios(*[res[o] for o in ('loader','fit','limits','growth')])
-    res['targets'] = targets
-    res = rounded(res)
-    fname.write_text(json.dumps(res, indent=1)+'\n')
-    show(res)
+    # `limits` first, as it leaves all files in the system's memory
+    parts = dict(limits=lambda: limits(path), first=lambda: first(path, rounds),
+                 disk=lambda: disk(path, rounds), workers=lambda: workers(path, rounds),
+                 fit=lambda: fits(path, epochs), bf16=lambda: bf16(path, epochs),
+                 passive=lambda: passive(path), growth=lambda: growth(path),
+                 files=lambda: listed(n_files), start=start,
+                 scaling=lambda: script('scaling'), overlap=lambda: script('overlap'))
+    names = [] if only=='none' else only.split(',') if only else list(parts)
+    if bad := [o for o in names if o not in parts]:
+        sys.exit(f'no part is called {bad[0]}; there are {", ".join(parts)}')
+    old = json.loads(fname.read_text()) if fname.exists() else {}
+    res = {} if check else old
+    pulses = [pulse(path)] if names else []
+    for o in names:
+        res[o] = parts[o]()
+        pulses.append(pulse(path))
+        told = noise(*pulses[-2:])
+        if told: print(f'{o}: the machine was not quiet: {told}')
+        res.setdefault('runs', {})[o] = dict(about(path, simd), noise=told)
+        res = json.loads(json.dumps(rounded(res))) # numbers as keys become texts
+        res['ratios'] = rounded(ratios(res))
+        if not check: fname.write_text(json.dumps(res, indent=1)+'\n')
+    res['ratios'] = rounded(ratios(res))
+    res['targets'] = {k: o[:3] for k,o in targets.items()}
+    show(res['ratios'])
+    if check:
+        if fell := worse(res['ratios'], old['ratios']):
+            sys.exit('worse by more than a fifth: '+', '.join(fell))
+    else: fname.write_text(json.dumps(res, indent=1)+'\n')

@@ -1,5 +1,8 @@
-"Who takes part: all read the same files and train the same network, and none imports another's library"
-import json,random,sys,time
+"""Who takes part: all read the same files and train the same network
+
+None imports another's library.
+"""
+import importlib,json,random,sys,time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,17 +26,20 @@ def report(**kw):
 def cnn():
     "The chapter's network, of PyTorch's layers"
     nfs = 3,16,32,64,128
-    convs = [o for a,b in zip(nfs, nfs[1:]) for o in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.ReLU())]
-    for o in convs[::2]:
-        nn.init.kaiming_normal_(o.weight)
-        nn.init.zeros_(o.bias)
-    return nn.Sequential(*convs, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
+    layers = []
+    for a,b in zip(nfs, nfs[1:]):
+        conv = nn.Conv2d(a, b, 3, stride=2, padding=1)
+        nn.init.kaiming_normal_(conv.weight)
+        nn.init.zeros_(conv.bias)
+        layers += [conv, nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
 
 def prep(xb): return ((xb-mean)/std).permute(0,3,1,2)
 
 def one_cycle(opt, n_epochs, n):
     "The chapter's schedule"
-    return OneCycleLR(opt, lr, epochs=n_epochs, steps_per_epoch=n, pct_start=.25, anneal_strategy='linear', div_factor=10, cycle_momentum=False)
+    return OneCycleLR(opt, lr, epochs=n_epochs, steps_per_epoch=n, pct_start=.25,
+                      anneal_strategy='linear', div_factor=10, cycle_momentum=False)
 
 def plain_fit(dls, n_epochs, prep=prep):
     (train,valid),model = dls,cnn()
@@ -43,20 +49,25 @@ def plain_fit(dls, n_epochs, prep=prep):
         model.train()
         for xb,yb in train:
             F.cross_entropy(model(prep(xb)), yb).backward()
-            opt.step(); opt.zero_grad(); sched.step()
+            opt.step()
+            opt.zero_grad()
+            sched.step()
         model.eval()
-        with torch.no_grad(): right = torch.cat([model(prep(xb)).argmax(1)==yb for xb,yb in valid])
+        with torch.no_grad():
+            right = torch.cat([model(prep(xb)).argmax(1)==yb for xb,yb in valid])
         report(acc=right.float().mean().item())
 
-def our_fit(dls, n_epochs):
-    from learner_from_scratch.learner import Callback,DataLoaders,Learner,OneCycle,SetupLearnerCB,TrackResults,cross_entropy,simple_cnn
-    class Report(Callback):
+def our_fit(dls, n_epochs, page='callbacks', extra=()):
+    "Fit with a `Learner`: `page` is `learner` for the chapter's, `callbacks` for ours"
+    m = importlib.import_module(f'learner_from_scratch.{page}')
+    class Report(m.Callback):
         def after_epoch(self):
             if not self.model.training: report(acc=sum(track.accs).item()/sum(track.ns))
-    track = TrackResults()
-    Learner(simple_cnn(), DataLoaders(*dls), cross_entropy, lr, [SetupLearnerCB('cpu'), track, Report(), OneCycle(lr)]).fit(n_epochs)
+    track = m.TrackResults()
+    cbs = [m.SetupLearnerCB('cpu'), track, Report(), m.OneCycle(lr), *extra]
+    m.Learner(m.simple_cnn(), m.DataLoaders(*dls), m.cross_entropy, lr, cbs).fit(n_epochs)
 
-# --- the contestants: from a folder to training batches, validation batches and a function that fits ---
+# --- the contestants: from a folder to training batches, validation batches and a fit ---
 class Items:
     "Open, resize, floats: an item as most people write it"
     def __init__(self, fns):
@@ -66,7 +77,18 @@ class Items:
     def __getitem__(self, i):
         fn = self.fns[i]
         im = Image.open(fn).resize((size,size)).convert('RGB')
-        return torch.from_numpy(np.array(im)).float()/255, torch.tensor(self.vocab.index(fn.parent.name))
+        x = torch.from_numpy(np.array(im)).float()/255
+        return x, torch.tensor(self.vocab.index(fn.parent.name))
+
+class Tensors(Items):
+    "The same with torchvision's decoder and resize"
+    def __getitem__(self, i):
+        from torchvision.io import ImageReadMode,decode_jpeg,read_file
+        from torchvision.transforms import v2
+        fn = self.fns[i]
+        x = decode_jpeg(read_file(str(fn)), mode=ImageReadMode.RGB)
+        x = v2.functional.resize(x, [size,size], antialias=True)
+        return x.permute(1,2,0)/255, torch.tensor(self.vocab.index(fn.parent.name))
 
 class Serial:
     "A batch when it's asked for: the notes' loader, less the processes that made it hang"
@@ -81,16 +103,25 @@ class Serial:
 
 def notes(path):
     dls = Serial(Items(files(path)), bs, True),Serial(Items(files(path,'val')), valid_bs)
-    return *dls, lambda n: our_fit(dls, n)
+    return *dls, lambda n: our_fit(dls, n, 'learner')
 
-def pytorch(path):
-    kw = dict(num_workers=n_workers, persistent_workers=True)
-    dls = [torch.utils.data.DataLoader(Items(files(path,s)), batch_size=b, shuffle=s=='train', **kw) for s,b in (('train',bs),('val',valid_bs))]
+def pytorch(path, items=Items):
+    def dl(split, **kw):
+        ds = items(files(path, split))
+        kw |= dict(num_workers=n_workers, persistent_workers=True)
+        return torch.utils.data.DataLoader(ds, **kw)
+    dls = dl('train', batch_size=bs, shuffle=True),dl('val', batch_size=valid_bs)
     return *dls, lambda n: plain_fit(dls, n)
 
+def decode_jpeg(path):
+    "PyTorch's loader and a plain loop on torchvision's decoder"
+    torchvision()
+    return pytorch(path, Tensors)
+
 def torchvision():
-    "Import torchvision even if it was built for CUDA and torch was not: of its operators no more than names is needed here"
+    "Import torchvision even if it was built for CUDA and torch was not"
     try: import torchvision
+    # of its operators no more than names is needed here
     except RuntimeError:
         for o in 'nms','qnms': torch.library.define(f'torchvision::{o}', '() -> ()')
     except ImportError: pass
@@ -105,47 +136,80 @@ def lightning(path):
             self.net = cnn()
         def configure_optimizers(self):
             opt = torch.optim.SGD(self.parameters(), lr=lr)
-            return [opt],[dict(scheduler=one_cycle(opt, self.trainer.max_epochs, len(dls[0])), interval='step')]
+            sched = one_cycle(opt, self.trainer.max_epochs, len(dls[0]))
+            return [opt],[dict(scheduler=sched, interval='step')]
         def training_step(self, b, i): return F.cross_entropy(self.net(prep(b[0])), b[1])
         def on_validation_epoch_start(self): self.right = []
-        def validation_step(self, b, i): self.right.append(self.net(prep(b[0])).argmax(1)==b[1])
-        def on_validation_epoch_end(self): report(acc=torch.cat(self.right).float().mean().item())
+        def validation_step(self, b, i):
+            self.right.append(self.net(prep(b[0])).argmax(1)==b[1])
+        def on_validation_epoch_end(self):
+            report(acc=torch.cat(self.right).float().mean().item())
     def fit(n):
-        quiet = dict.fromkeys(['logger','enable_checkpointing','enable_progress_bar','enable_model_summary'], False)
-        L.Trainer(max_epochs=n, accelerator='cpu', num_sanity_val_steps=0, **quiet).fit(Net(), *dls)
+        extras = 'logger','enable_checkpointing','enable_progress_bar','enable_model_summary'
+        quiet = dict.fromkeys(extras, False)
+        trainer = L.Trainer(max_epochs=n, accelerator='cpu', num_sanity_val_steps=0, **quiet)
+        trainer.fit(Net(), *dls)
     return *dls, fit
 
 def fastai(path):
     torchvision()
-    from fastai.vision.all import Callback,CrossEntropyLossFlat,ImageDataLoaders,Learner,Normalize,Resize,SGD,accuracy
-    dls = ImageDataLoaders.from_folder(path, valid='val', item_tfms=Resize(size, 'squish'), bs=bs, val_bs=valid_bs,
-                                       batch_tfms=Normalize.from_stats(mean, std), num_workers=n_workers, device='cpu')
-    class Report(Callback):
+    from fastai.vision import all as fv
+    dls = fv.ImageDataLoaders.from_folder(
+        path, valid='val', bs=bs, val_bs=valid_bs, num_workers=n_workers, device='cpu',
+        item_tfms=fv.Resize(size, 'squish'), batch_tfms=fv.Normalize.from_stats(mean, std))
+    class Report(fv.Callback):
         order = 60 # after the Recorder
         def after_epoch(self): report(acc=self.recorder.values[-1][-1])
     def fit(n):
-        learn = Learner(dls, cnn(), CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy, cbs=Report())
+        learn = fv.Learner(dls, cnn(), fv.CrossEntropyLossFlat(), opt_func=fv.SGD,
+                           metrics=fv.accuracy, cbs=Report())
         with learn.no_bar(): learn.fit_one_cycle(n, lr, div=10, pct_start=.25, moms=(0,0,0))
     return *dls, fit
 
-def ours(path, k=1, cache=2**30, workers=n_workers):
+def ours(path, k=1, cache=2**30, workers=n_workers, kind=None, disk=None, **kw):
+    "Our loader, and the everyday `Learner`"
+    from learner_from_scratch.cache import decode_once
     from learner_from_scratch.data import DataLoader,Dataset
-    train,valid = Dataset(files(path)*k, size=size, cache=cache),Dataset(files(path,'val'), size=size)
+    kind = kind or Dataset
+    train = kind(files(path)*k, size=size, cache=cache)
+    valid = kind(files(path,'val'), size=size)
+    if disk: train,valid = [decode_once(o, disk) for o in (train,valid)]
     dls = DataLoader(train, bs, True, workers),DataLoader(valid, valid_bs, n_workers=workers)
-    return *dls, lambda n: our_fit(dls, n)
+    return *dls, lambda n: our_fit(dls, n, **kw)
+
+def fast(path, **kw):
+    "The same with the faster decoder; with a folder `disk`, decoded once ever"
+    from learner_from_scratch.cache import FastDataset
+    return ours(path, kind=FastDataset, **kw)
+
+def bf16(path):
+    "The same, computed in bfloat16"
+    from learner_from_scratch.callbacks import MixedPrecision
+    return fast(path, extra=[MixedPrecision()])
+
+def chapter(path):
+    "The same with the chapter's `Learner`"
+    return ours(path, page='learner')
 
 def spawned(path):
     "Our dataset without its cache, in PyTorch's loader with processes that are never forked"
     from learner_from_scratch.data import Dataset
-    kw = dict(batch_size=bs, shuffle=True, num_workers=n_workers, multiprocessing_context='spawn', persistent_workers=True)
-    return torch.utils.data.DataLoader(Dataset(files(path), size=size, cache=0), **kw),
+    ds = Dataset(files(path), size=size, cache=0)
+    kw = dict(num_workers=n_workers, multiprocessing_context='spawn', persistent_workers=True)
+    return torch.utils.data.DataLoader(ds, batch_size=bs, shuffle=True, **kw),
 
-# --- what is measured: each of these reports once when it begins, and after each of its parts ---
+# --- what is measured: each reports once when it begins, and after each of its parts ---
 def passes(name, path, n=3, **kw):
     "Seconds of a pass over the training images, `n` times"
     dl = contestants[name](path, **kw)[0]
     report()
     for _ in range(n): report(n=sum(len(yb) for _,yb in dl))
+
+def again(path, disk):
+    "The first pass of a run that finds its images in `disk`, with all that comes before it"
+    import learner_from_scratch.cache
+    report()
+    report(n=sum(len(yb) for _,yb in fast(path, disk=disk)[0]))
 
 def fit(name, path, n_epochs):
     "Seconds and accuracy of each epoch"
@@ -153,22 +217,70 @@ def fit(name, path, n_epochs):
     report()
     f(n_epochs)
 
-def decode_all(fns):
-    from learner_from_scratch.data import read_image
-    for o in fns: read_image(o, size)
+def decoder(fast):
+    "The chapter's way to read an image, or the faster one"
+    if not fast: from learner_from_scratch.data import read_image as read
+    else: from learner_from_scratch.cache import read_fast as read
+    return read
+
+def decode_all(fns, fast):
+    read = decoder(fast)
+    for o in fns: read(o, size)
     return len(fns)
 
-def decode(path):
-    "The one limit: all images decoded, in processes, and thrown away"
+def decode(path, fast=False, n=n_workers):
+    "The one limit: all images decoded, in `n` processes, and thrown away"
+    torch.set_num_threads(1)
     fns = files(path)+files(path,'val')
     chunks = [fns[i:i+bs] for i in range(0, len(fns), bs)]
-    with ProcessPoolExecutor(n_workers, mp_context=get_context('spawn')) as ex:
-        list(ex.map(decode_all, chunks[:2*n_workers])) # they have imported all they need
+    with ProcessPoolExecutor(n, mp_context=get_context('spawn')) as ex:
+        def all_of(chunks): return sum(ex.map(decode_all, chunks, [fast]*len(chunks)))
+        all_of(chunks[:2*n]) # they have imported all they need
         report()
-        for _ in range(2): report(n=sum(ex.map(decode_all, chunks)))
+        for _ in range(2): report(n=all_of(chunks))
+
+def pulse(path, n=2000):
+    "Always the same pass, in one thread: is the machine as fast as it was, and all ours?"
+    fns = (files(path)*n)[:n]
+    decode_all(fns[:100], False)
+    cpu = time.process_time()
+    report()
+    decode_all(fns, False)
+    report(n=n, cpu=time.process_time()-cpu)
+
+def listing(n=100_000):
+    "Lists, labels and splits `n` links to one file: CPU seconds, and bytes kept for each"
+    import os,tempfile,tracemalloc
+    from learner_from_scratch.data import get_image_files
+    from learner_from_scratch.folders import split_files
+    def bare(d): return [Path(p)/o for p,_,names in os.walk(d) for o in names]
+    def ours(d):
+        parts = split_files(Path(d))
+        return [*parts, *[o.map(lambda fn: fn.parent.name) for o in parts]]
+    def secs(f):
+        start = time.process_time()
+        f(d)
+        return time.process_time()-start
+    def kept(f):
+        tracemalloc.start()
+        res = f(d)
+        nbytes = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        return nbytes/n if res else 0
+    with tempfile.TemporaryDirectory() as d:
+        (Path(d)/'an image').touch()
+        for i in range(n):
+            to = Path(d)/('val' if i%5==0 else 'train')/f'class{i//5%20}'
+            if i<100: to.mkdir(parents=True, exist_ok=True)
+            os.symlink(Path(d)/'an image', to/f'image_{i:06}.jpg')
+        (Path(d)/'an image').rename(Path(d)/'.image')
+        report()
+        times = {f.__name__: min(secs(f) for _ in range(3)) for f in (bare,ours)}
+        nbytes = {f.__name__: kept(f) for f in (bare,ours)}
+        report(cpu=times, bytes=nbytes)
 
 def opening(path):
-    "The part of decoding that is Python, so that threads take turns: find the file, read its header"
+    "Find a file and read its header, which is Python: threads take turns"
     fns = files(path)
     report()
     for o in fns:
@@ -182,9 +294,10 @@ def compute(path, n_epochs=4):
     report()
     plain_fit(dls, n_epochs, lambda xb: xb)
 
-contestants = {f.__name__: f for f in (notes,pytorch,lightning,fastai,ours,spawned)}
+contestants = {f.__name__: f for f in (notes,pytorch,decode_jpeg,lightning,fastai,chapter,
+                                       ours,fast,bf16,spawned)}
 
 if __name__=='__main__':
     what,args = sys.argv[1],json.loads(sys.argv[2])
-    torch.manual_seed(42)
+    torch.manual_seed(args.pop('seed', 42))
     globals()[what](**args)

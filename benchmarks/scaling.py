@@ -17,17 +17,22 @@ class Timer(Callback):
         if self.model.training: self.secs.append(time.perf_counter()-self.start)
 
 def rank_main(n, bs, size, epochs):
-    "What each process does: train, and print the images of all ranks a second; the first epoch warms up"
-    dls = DataLoaders(Shard(DataLoader(Items(n, size), bs//num_distrib(), shuffle=True)), [])
+    "What each process does: train, and print the images of all ranks a second"
     timer = Timer()
-    Learner(simple_cnn(), dls, cross_entropy, 0.01, [SetupLearnerCB('cpu'), DistributedCB(), timer]).fit(epochs+1)
-    if rank_distrib()==0: print(n/statistics.median(timer.secs[1:]))
+    with distrib_ctx():
+        dl = Shard(DataLoader(Items(n, size), bs//num_distrib(), shuffle=True))
+        cbs = [SetupLearnerCB('cpu'), DistributedCB(), timer]
+        Learner(simple_cnn(), DataLoaders(dl, []), cross_entropy, 0.01, cbs).fit(epochs+1)
+        secs = statistics.median(timer.secs[1:])  # the first epoch warms up
+        if rank_distrib()==0: print(n/secs)
 
 def speed(procs, threads, args):
     "Images a second, trained by `procs` processes with `threads` threads in all"
-    cmd = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--local-addr', '127.0.0.1', '--nproc-per-node', str(procs), __file__, *args]
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone']
+    where = ['--local-addr', '127.0.0.1', '--nproc-per-node', str(procs)]
+    cmd = [*torchrun, *where, __file__, *args]
     env = dict(os.environ, OMP_NUM_THREADS=str(threads//procs))
-    return float(subprocess.run(cmd, env=env, check=True, stdout=subprocess.PIPE, text=True, timeout=600).stdout)
+    return float(subprocess.check_output(cmd, env=env, text=True, timeout=600))
 
 @call_parse
 def main(
@@ -45,7 +50,10 @@ def main(
     args = f'--images {images} --bs {bs} --size {size} --epochs {epochs}'.split()
     pairs = [[speed(procs, threads, args) for procs in (1,2)] for _ in range(runs)]
     one,two = [statistics.median(o) for o in zip(*pairs)]
-    res = dict(threads=threads, bs=bs, size=size, images_per_s={'1':round(one),'2':round(two)},
-               ratio=round(statistics.median(b/a for a,b in pairs), 3), ratios=[round(b/a, 3) for a,b in pairs])
-    print(f'{threads} threads in all, batches of {bs}: 1 process {one:.0f} images/s, 2 processes {two:.0f} images/s, ratio {res["ratio"]}')
+    ratios = [round(b/a, 3) for a,b in pairs]
+    speeds = {'1':round(one), '2':round(two)}
+    res = dict(threads=threads, bs=bs, size=size, images_per_s=speeds,
+               ratio=statistics.median(ratios), ratios=ratios)
+    print(f'{threads} threads in all, batches of {bs}: 1 process {one:.0f} images/s, '
+          f'2 processes {two:.0f} images/s, ratio {res["ratio"]}')
     if out: Path(out).write_text(json.dumps(res, indent=1)+'\n')

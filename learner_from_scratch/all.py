@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from functools import partial
 from torch import nn,tensor,Tensor
 from fastcore.all import *
+from learner_from_scratch.fetch import *
 from learner_from_scratch.data import *
 from learner_from_scratch.modules import *
 from learner_from_scratch.loss import *
@@ -16,4 +17,19 @@ from learner_from_scratch.checkpoint import *
 from learner_from_scratch.inference import *
 from learner_from_scratch.distributed import *
 from learner_from_scratch.folders import *
+from learner_from_scratch.metrics import *
+from learner_from_scratch.cache import *
+from learner_from_scratch.optimizers import *
+from learner_from_scratch.inside import *
+from learner_from_scratch.norm import *
+from learner_from_scratch.resnet import *
+from learner_from_scratch.augment import *
+from learner_from_scratch.regularize import *
+from learner_from_scratch.race import *
+from learner_from_scratch.finetune import *
+from learner_from_scratch.labels import *
+from learner_from_scratch.tasks import *
+from learner_from_scratch.export import *
+from learner_from_scratch.report import *
+from learner_from_scratch.runs import *
 from learner_from_scratch.cli import *

@@ -1,3 +1,3 @@
-"Ctrl-C reaches the programs that tests start, even where pytest runs in the background of a shell, which ignores it"
+"Ctrl-C reaches what tests start, even if pytest, in the background of a shell, ignores it"
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)

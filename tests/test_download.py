@@ -1,13 +1,14 @@
-"`untar_data` against a server on this machine: every archive arrives whole, or not at all"
-import io,os,re,subprocess,sys,tarfile,threading,time,zipfile
+"`untar_data` with a server on this machine: all of an archive or nothing; and `whole` alone"
+import io,os,platform,re,signal,subprocess,sys,tarfile,threading,time,zipfile
 from functools import partial
 from http.server import BaseHTTPRequestHandler,ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
-from fastcore.net import urlsave
 from fastdownload.core import path_stats
-from learner_from_scratch import data as mod
-from learner_from_scratch.data import URLs,fastai_cfg,untar_data
+from learner_from_scratch import fetch as mod
+from learner_from_scratch.fetch import SafeDownload,URLs,draw_shapes,fastai_cfg
+from learner_from_scratch.fetch import untar_data,whole
 
 link,hard = tarfile.SYMTYPE,tarfile.LNKTYPE
 good = {'ds/train/a.txt': b'aa', 'ds/val/b.txt': b'bb'}
@@ -18,7 +19,8 @@ def tgz(files, mode='w:gz'):
     with tarfile.open(fileobj=buf, mode=mode) as t:
         for name,o in files.items():
             m = tarfile.TarInfo(name)
-            for k,v in (o if isinstance(o, dict) else dict(size=len(o))).items(): setattr(m, k, v)
+            attrs = o if isinstance(o, dict) else dict(size=len(o))
+            for k,v in attrs.items(): setattr(m, k, v)
             t.addfile(m, io.BytesIO(o) if m.isreg() else None)
     return buf.getvalue()
 
@@ -33,7 +35,8 @@ class Server(ThreadingHTTPServer):
     "Serves `bodies[path]`; `gets` has the paths asked for"
     daemon_threads = True
     def __init__(self):
-        self.bodies,self.gets,self.sent,self.wait,self.size = {},[],1.,0,True
+        self.bodies,self.gets,self.sent,self.wait,self.size,self.drip = {},[],1.,0,True,0
+        self.n_dripped = 0
         super().__init__(('127.0.0.1', 0), Handler)
     def add(self, name, body):
         self.bodies[f'/{name}'] = body
@@ -46,12 +49,25 @@ class Handler(BaseHTTPRequestHandler):
         srv.gets.append(self.path)
         body = srv.bodies.get(self.path)
         if body is None: return self.send_error(404)
+        if srv.drip: return self.drip(body)
         self.send_response(200)
         if srv.size: self.send_header('Content-Length', str(len(body)))
         self.end_headers()
         self.wfile.write(body[:int(len(body)*srv.sent)])
         self.wfile.flush()
         time.sleep(srv.wait)
+    def drip(self, body):
+        "A byte at a time; with `drip` set to 404, as the page of an error"
+        self.send_response(404 if self.server.drip==404 else 200)
+        self.send_header('Content-Length', str(len(body)))
+        self.end_headers()
+        try:
+            for b in body:
+                self.wfile.write(bytes([b]))
+                self.wfile.flush()
+                self.server.n_dripped += 1
+                time.sleep(.05)
+        except OSError: pass # nobody listens any more
 
 @pytest.fixture
 def srv():
@@ -68,7 +84,10 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv('no_proxy', '*')
     return res
 
-def tree(p): return {o.relative_to(p).as_posix(): o.read_bytes() for o in p.rglob('*') if o.is_file()}
+def tree(p):
+    "The files in `p`, and what is in them"
+    fs = [o for o in p.rglob('*') if o.is_file()]
+    return {o.relative_to(p).as_posix(): o.read_bytes() for o in fs}
 def inside(files): return {k.split('/', 1)[1]: v for k,v in files.items()}
 def left(home):
     "All that's in `home`, the locks aside"
@@ -86,18 +105,19 @@ def child(code, url):
     "A Python process that is ready to run `code`, once a line is sent to it"
     code = f'''
 import sys
-from learner_from_scratch.data import untar_data
+from learner_from_scratch.fetch import untar_data
 print('ready', flush=True)
 input()
 url = sys.argv[1]
 {code}'''
-    p = subprocess.Popen([sys.executable, '-c', code, url], text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    cmd,pipe = [sys.executable, '-c', code, url],subprocess.PIPE
+    p = subprocess.Popen(cmd, text=True, stdin=pipe, stdout=pipe)
     assert p.stdout.readline() == 'ready\n'
     return p
 
 def go(p): p.stdin.write('\n'); p.stdin.flush()
 
-def wait_for(cond, secs=20):
+def wait_for(cond, secs=200):
     end = time.time()+secs
     while not cond():
         assert time.time()<end, 'too late'
@@ -105,8 +125,9 @@ def wait_for(cond, secs=20):
 
 # What works
 
-@pytest.mark.parametrize('name,pack', [('x.tgz', tgz), ('x.tar.gz', tgz), ('x.zip', zipped), ('x.tar', partial(tgz, mode='w')),
-                                       ('x.tar.xz', partial(tgz, mode='w:xz'))])
+@pytest.mark.parametrize('name,pack', [
+    ('x.tgz', tgz), ('x.tar.gz', tgz), ('x.zip', zipped), ('x.tar', partial(tgz, mode='w')),
+    ('x.tar.xz', partial(tgz, mode='w:xz'))])
 def test_good(srv, home, name, pack):
     url = srv.add(name, pack(good))
     assert untar_data(url) == home/'data/x'
@@ -116,9 +137,12 @@ def test_good(srv, home, name, pack):
     assert left(home) == [f'archive/{name}', 'data/x/train/a.txt', 'data/x/val/b.txt']
 
 def test_names(srv, home):
-    "Whatever the archive calls its root, and however many it has, the data is in the folder called like the archive"
-    for files,res in [({'root/a':b'1'}, {'a':b'1'}), ({'x/a':b'1'}, {'a':b'1'}), ({'./x/a':b'1'}, {'a':b'1'}),
-                      ({'p/a':b'1', 'q/b':b'2'}, {'p/a':b'1', 'q/b':b'2'}), ({'a.csv':b'1'}, {'a.csv':b'1'}), ({'new/new/a':b'1'}, {'new/a':b'1'}), ({'old/a':b'1'}, {'a':b'1'})]:
+    "The folder is called like the archive, whatever roots the archive has"
+    for files,res in [
+        ({'root/a':b'1'}, {'a':b'1'}), ({'x/a':b'1'}, {'a':b'1'}),
+        ({'./x/a':b'1'}, {'a':b'1'}), ({'a.csv':b'1'}, {'a.csv':b'1'}),
+        ({'p/a':b'1', 'q/b':b'2'}, {'p/a':b'1', 'q/b':b'2'}),
+        ({'new/new/a':b'1'}, {'new/a':b'1'}), ({'old/a':b'1'}, {'a':b'1'})]:
         p = untar_data(srv.add('x.tgz', tgz(files)), force_download=True)
         assert p == home/'data/x'
         assert tree(p) == res
@@ -134,7 +158,9 @@ def test_folders(srv, home, tmp_path):
 def test_config(srv, home, tmp_path):
     "The `config.ini` that fastai wrote counts, and the environment is read anew each time"
     home.mkdir()
-    (home/'config.ini').write_text(f'[DEFAULT]\ndata = {tmp_path}/elsewhere\narchive = arcs\nstorage = tmp\nmodel = models\n')
+    cfg = f'[DEFAULT]\ndata = {tmp_path}/elsewhere\n'
+    cfg += 'archive = arcs\nstorage = tmp\nmodel = models\n'
+    (home/'config.ini').write_text(cfg)
     assert untar_data(srv.add('x.tgz', tgz(good))) == tmp_path/'elsewhere/x'
     assert (home/'arcs/x.tgz').exists()
     os.environ['FASTAI_HOME'] = str(tmp_path/'other')
@@ -172,8 +198,36 @@ def test_force(srv, home):
     assert tree(p) == {'new': b'2'}
 
 def test_link_inside(srv):
-    p = untar_data(srv.add('x.tgz', tgz({'ds/a':b'1', 'ds/b':dict(type=link, linkname='a'), 'ds/c':dict(type=hard, linkname='ds/a')})))
+    links = {'ds/b':dict(type=link, linkname='a'), 'ds/c':dict(type=hard, linkname='ds/a')}
+    p = untar_data(srv.add('x.tgz', tgz({'ds/a':b'1'} | links)))
     assert tree(p) == dict(a=b'1', b=b'1', c=b'1')
+
+# Names that are no names
+
+@pytest.mark.parametrize('end', [
+    '..tgz', '..', '', '.', '.tgz', '.tar.gz', '.tar.tgz', '...zip', '.hidden.zip', '?x.tgz',
+    '..?x', 'a/..tgz', 'a/../..', '..\\..\\x.tgz'])
+@pytest.mark.parametrize('force', [False,True])
+def test_no_name(srv, home, end, force):
+    "Refused before anything is touched: `..tgz` would stand for the folder of all data"
+    (home/'data/precious').mkdir(parents=True)
+    (home/'archive').mkdir()
+    for o in 'data/precious/a','data/b','archive/c.tgz','config': (home/o).write_text(o)
+    before = tree(home)
+    d = SafeDownload(fastai_cfg())
+    for url in f'http://127.0.0.1:{srv.server_port}/{end}',end:
+        get = partial(untar_data, force_download=force)
+        for f in get,d.get,d.download,d.extract,d.rm,d.paths:
+            with pytest.raises(ValueError, match='no name for a data set'): f(url)
+    assert tree(home)==before and srv.gets==[]
+
+def test_rm(srv, home):
+    url = srv.add('x.tgz', tgz(good))
+    other = untar_data(srv.add('y.tgz', tgz(good)))
+    untar_data(url)
+    SafeDownload(fastai_cfg()).rm(url)
+    assert left(home) == ['archive/y.tgz', 'data/y/train/a.txt', 'data/y/val/b.txt']
+    assert other.exists()
 
 # Downloads that fail
 
@@ -182,7 +236,9 @@ def test_404(srv, home):
     fails(url, url, '404', home/'archive/nope.tgz')
     assert left(home) == []
 
-@pytest.mark.parametrize('url', ['http://127.0.0.1:9/x.tgz', 'http://no.such.host.invalid/x.tgz', 'nothing/x.tgz', 'file:///no/such/x.tgz'])
+@pytest.mark.parametrize('url', [
+    'http://127.0.0.1:9/x.tgz', 'http://no.such.host.invalid/x.tgz', 'nothing/x.tgz',
+    'file:///no/such/x.tgz'])
 def test_no_network(home, url):
     fails(url, url, 'by hand', home/'archive/x.tgz')
     assert left(home) == []
@@ -204,11 +260,42 @@ def test_cut_unknown_size(srv, home):
 
 def test_stalled(srv, home, monkeypatch):
     "A server that falls silent is given up, after a time that is short here"
-    def quick(*args, timeout): return urlsave(*args, timeout=timeout and .2)
-    monkeypatch.setattr(mod, 'urlsave', quick)
+    monkeypatch.setattr(SafeDownload, 'timeout', .2)
     url,srv.sent,srv.wait = srv.add('x.tgz', tgz({'ds/a': os.urandom(300_000)})),.5,3
     fails(url, url, 'timed out')
     assert left(home) == []
+
+@pytest.mark.parametrize('drip', [200,404])
+def test_dripping(srv, home, monkeypatch, drip):
+    "A server that is never silent, but sends a byte now and then, is given up too"
+    monkeypatch.setattr(SafeDownload, 'timeout', 1)
+    url,srv.drip = srv.add('x.tgz', tgz({'ds/a': os.urandom(300_000)})),drip
+    msg = fails(url, url)
+    # `timed out` is for a machine with so much to do that a byte takes a second
+    assert re.search('404' if drip==404 else r'only \d+ bytes|timed out', msg)
+    assert srv.n_dripped < 30_000 # of 300,000
+    assert left(home) == []
+
+def test_patience():
+    "30 seconds of silence, or of less than a kilobyte a second"
+    assert (SafeDownload.timeout,SafeDownload.min_rate) == (30,1000)
+
+def test_slow_but_steady(monkeypatch):
+    "What comes slowly, but not too slowly, is waited for through many such times"
+    class Dripping:
+        "Two bytes a second, by a clock of its own"
+        def __init__(self): self.secs,self.left = 0,50
+        def monotonic(self): return self.secs
+        def read1(self, n):
+            self.secs += .5
+            self.left -= 1
+            return b'x' if self.left>=0 else b''
+    def arrived(min_rate):
+        web = Dripping()
+        monkeypatch.setattr(mod, 'time', web)
+        return b''.join(mod._blocks(web, 5, min_rate))
+    assert arrived(2)==b'x'*50
+    with pytest.raises(TimeoutError, match='only 10 bytes in 5 seconds'): arrived(2.1)
 
 def test_checks(srv, home, tmp_path, monkeypatch):
     body = tgz(good)
@@ -235,14 +322,15 @@ def test_imagenette_is_checked(home):
 # Archives that lie
 
 def long_links():
-    "A chain of folders and links so long that the system gives up on asking where it leads: CVE-2025-4517"
+    "A chain of links so long that the system gives up on where it leads: CVE-2025-4517"
     res,path = {},'ds'
     for c in 'abcdefghijklmnop':
         res[f'{path}/{"d"*240}'] = dict(type=tarfile.DIRTYPE)
         res[f'{path}/{c}'] = dict(type=link, linkname='d'*240)
         path += f'/{c}'
     res[f'{path}/{"l"*250}'] = dict(type=link, linkname='../'*16)
-    return res | {'ds/evil':dict(type=link, linkname=f'{path[3:]}/{"l"*250}/../../../../evil'), 'ds/evil/x':b'2'}
+    to = f'{path[3:]}/{"l"*250}/../../../../evil'
+    return res | {'ds/evil':dict(type=link, linkname=to), 'ds/evil/x':b'2'}
 
 bad = {
     'parent':    {'ds/../../evil':b'2'},
@@ -251,11 +339,14 @@ bad = {
     'abs link':  {'ds/evil':dict(type=link, linkname='/etc')},
     'hard link': {'ds/evil':dict(type=hard, linkname='../../../x')},
     'via link':  {'ds/l':dict(type=link, linkname='.'), 'ds/l/../../evil':b'2'},
-    'link to root': {'ds/evil':dict(type=link, linkname='..')}, # which will be the folder of all data
-    'link later':   {'ds/evil':dict(type=link, linkname='b/c/a/../../d'), 'ds/b/c/a':dict(type=link, linkname='../..')},
+    'link to root': {'ds/evil':dict(type=link, linkname='..')}, # soon the folder of all data
+    'link later':   {'ds/evil':dict(type=link, linkname='b/c/a/../../d'),
+                     'ds/b/c/a':dict(type=link, linkname='../..')},
     'root is link': {'evil':dict(type=link, linkname='ds')},
-    'on a link':    {'ds/evil':dict(type=link, linkname='a'), 'ds/evil ':b'2', 'ds/evil/x':b'2'},
-    'hard to link': {'ds/l':dict(type=link, linkname='a'), 'ds/evil':dict(type=hard, linkname='ds/l')},
+    'on a link':    {'ds/evil':dict(type=link, linkname='a'), 'ds/evil ':b'2',
+                     'ds/evil/x':b'2'},
+    'hard to link': {'ds/l':dict(type=link, linkname='a'),
+                     'ds/evil':dict(type=hard, linkname='ds/l')},
     'long':      long_links(),
     'device':    {'ds/evil':dict(type=tarfile.CHRTYPE, devmajor=1, devminor=3)},
     'block':     {'ds/evil':dict(type=tarfile.BLKTYPE, devmajor=7, devminor=0)},
@@ -269,7 +360,8 @@ bad = {
 def test_bad_members(srv, home, tmp_path, name):
     "Refused with the member's name, and nothing is extracted, the good members included"
     pack = zipped if 'zip' in name else tgz
-    url = srv.add('x.tgz', pack({'ds/a':b'1'} | {k.format(tmp=tmp_path): v for k,v in bad[name].items()}))
+    members = {k.format(tmp=tmp_path): v for k,v in bad[name].items()}
+    url = srv.add('x.tgz', pack({'ds/a':b'1'} | members))
     fails(url, home/'archive/x.tgz', '' if name=='long' else 'evil')
     assert left(home) == ['archive/x.tgz']
     assert list((home/'data').iterdir()) == []
@@ -279,9 +371,12 @@ noise = {f'ds/{i}': os.urandom(1000) for i in range(9)}
 tar = tgz(noise, 'w')
 def flipped(b, i): return b[:i] + bytes([b[i]^1]) + b[i+1:]
 
-@pytest.mark.parametrize('body', [b'', b'<html>Please log in</html>', tgz(good)[:60], zipped(good)[:60], zipped(good).replace(b'aa', b'ab', 1),
-                                  tar[:3*1536], tar[:3*1536+99], flipped(tar, 3*1536+150), flipped(tgz(noise), 5000)],
-                         ids=['empty', 'html', 'cut tgz', 'cut zip', 'wrong crc', 'cut tar', 'cut header', 'bad header', 'flipped bit'])
+@pytest.mark.parametrize('body', [
+    b'', b'<html>Please log in</html>', tgz(good)[:60], zipped(good)[:60],
+    zipped(good).replace(b'aa', b'ab', 1), tar[:3*1536], tar[:3*1536+99],
+    flipped(tar, 3*1536+150), flipped(tgz(noise), 5000)],
+    ids=['empty', 'html', 'cut tgz', 'cut zip', 'wrong crc', 'cut tar', 'cut header',
+         'bad header', 'flipped bit'])
 def test_no_archive(srv, home, body):
     fails(srv.add('x.tgz', body), home/'archive/x.tgz', 'delete')
     assert left(home) == ['archive/x.tgz']
@@ -306,7 +401,8 @@ def test_killed_downloading(srv, home):
     url,srv.sent,srv.wait = srv.add('x.tgz', tgz({'ds/a': os.urandom(300_000)})),.5,2
     p = child('untar_data(url)', url)
     go(p)
-    wait_for(lambda: any(o.suffix=='.part' and o.stat().st_size for o in (home/'archive').glob('*')))
+    def begun(): return any(o.stat().st_size for o in (home/'archive').glob('.*.part'))
+    wait_for(begun)
     p.kill()
     p.wait()
     srv.sent,srv.wait = 1,0
@@ -318,15 +414,16 @@ def test_two_at_once(srv, home):
     url,srv.wait = srv.add('x.tgz', tgz(good)),.5
     ps = [child('print(len([*untar_data(url).rglob("*.txt")]))', url) for _ in range(2)]
     for p in ps: go(p)
-    assert [p.communicate(timeout=60)[0] for p in ps] == ['2\n']*2
+    assert [p.communicate(timeout=200)[0] for p in ps] == ['2\n']*2
     assert srv.gets == ['/x.tgz']
     assert tree(home/'data/x') == inside(good)
 
 def test_threads_at_once(srv, home):
     url,res = srv.add('x.tgz', tgz(good)),[]
-    ts = [threading.Thread(target=lambda: res.append(tree(untar_data(url)))) for _ in range(8)]
+    def get(): res.append(tree(untar_data(url)))
+    ts = [threading.Thread(target=get) for _ in range(8)]
     for t in ts: t.start()
-    for t in ts: t.join(60)
+    for t in ts: t.join(200)
     assert res == [inside(good)]*8
     assert srv.gets == ['/x.tgz']
 
@@ -335,7 +432,7 @@ def test_two_archives_of_one_name(srv, home):
     urls = [srv.add(o, pack(big)) for o,pack in (('x.tgz',tgz),('x.zip',zipped))]
     ps = [child('print(len([*untar_data(url).iterdir()]))', url) for url in urls]
     for p in ps: go(p)
-    assert [p.communicate(timeout=60)[0] for p in ps] == ['2000\n']*2
+    assert [p.communicate(timeout=200)[0] for p in ps] == ['2000\n']*2
     assert tree(home/'data/x') == inside(big)
 
 @pytest.fixture
@@ -352,12 +449,22 @@ def test_full_disk_downloading(srv, home, full):
     fails(url, url, 'Errno')
     assert left(home) == []
 
-@pytest.mark.parametrize('pack', [tgz, partial(zipped, compression=zipfile.ZIP_DEFLATED)], ids=['tgz','zip'])
+deflated = partial(zipped, compression=zipfile.ZIP_DEFLATED)
+@pytest.mark.parametrize('pack', [tgz,deflated], ids=['tgz','zip'])
 def test_full_disk_extracting(srv, home, full, pack):
     url = srv.add('x.tgz', pack({'ds/a':b'1', 'ds/b':bytes(300_000)}))
     fails(url, home/'archive/x.tgz', 'Errno')
     assert left(home) == ['archive/x.tgz']
     assert list((home/'data').iterdir()) == []
+
+@pytest.mark.parametrize('pack', [tgz,deflated], ids=['tgz','zip'])
+@pytest.mark.parametrize('files', [{'ds/b':bytes(300_000)}, big], ids=['large','many'])
+def test_bombs(srv, home, pack, files, monkeypatch):
+    "The bytes are counted while they are unpacked; some of the free disk is left to others"
+    def small(path): return SimpleNamespace(free=200_000)
+    monkeypatch.setattr(mod.shutil, 'disk_usage', small)
+    fails(srv.add('x.tgz', pack(files)), home/'archive/x.tgz', 'nine tenths of the free disk')
+    assert left(home) == ['archive/x.tgz']
 
 def test_read_only_home(srv, home):
     "A home that can't be written to does, as long as the data is there"
@@ -388,3 +495,190 @@ def test_bar_cleared(srv, capsys, monkeypatch):
 def test_no_terminal(srv, capsys):
     untar_data(srv.add('x.tgz', tgz(good)))
     assert capsys.readouterr() == ('','')
+
+# `whole` by itself
+
+def names(p): return sorted(os.listdir(p))
+def write(p, text, folder):
+    "The file `p`, or a file in the folder `p`"
+    if folder: p.mkdir()
+    (p/'a' if folder else p).write_text(text)
+def read(p): return (p/'a' if p.is_dir() else p).read_text()
+kinds = pytest.mark.parametrize('folder', [False,True], ids=['file','folder'])
+
+@kinds
+@pytest.mark.parametrize('old', [False,True], ids=['new','again'])
+def test_whole(tmp_path, folder, old):
+    path = tmp_path/'x'
+    if old: write(path, 'old', folder)
+    with whole(path) as tmp:
+        assert tmp.parent==tmp_path and not tmp.exists()
+        assert tmp.name[0]=='.' and tmp.suffix=='.part'
+        write(tmp, 'new', folder)
+        assert path.exists()==old and (not old or read(path)=='old')
+    assert read(path)=='new' and names(tmp_path)==['x']
+
+@kinds
+@pytest.mark.parametrize('old', [False,True], ids=['new','again'])
+@pytest.mark.parametrize('error', [ValueError,KeyboardInterrupt,SystemExit,GeneratorExit])
+def test_whole_after_an_error(tmp_path, folder, old, error):
+    "Nothing is left, and what was there before stays"
+    path = tmp_path/'x'
+    if old: write(path, 'old', folder)
+    with pytest.raises(error):
+        with whole(path) as tmp:
+            write(tmp, 'new', folder)
+            raise error
+    assert names(tmp_path)==['x']*old and (not old or read(path)=='old')
+
+@pytest.mark.parametrize('n', [1,2])
+@pytest.mark.parametrize('done', [False,True], ids=['before','after'])
+def test_whole_interrupted_while_renaming(tmp_path, monkeypatch, n, done):
+    "After Ctrl-C before or after each of the two renames, the old folder or the new is whole"
+    path,calls,rename = tmp_path/'x',[],type(tmp_path).rename
+    write(path, 'old', True)
+    def interrupted(self, to):
+        calls.append(to)
+        if len(calls)==n and not done: raise KeyboardInterrupt
+        res = rename(self, to)
+        if len(calls)==n: raise KeyboardInterrupt
+        return res
+    monkeypatch.setattr(type(tmp_path), 'rename', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        with whole(path) as tmp: write(tmp, 'new', True)
+    assert names(tmp_path)==['x'] and read(path)==('new' if (n,done)==(2,True) else 'old')
+
+def test_whole_without_a_result(tmp_path):
+    with pytest.raises(FileNotFoundError, match='x'):
+        with whole(tmp_path/'x'): pass
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        with whole(tmp_path/'nowhere/x'): pass
+    assert names(tmp_path)==[]
+
+def test_whole_at_once(tmp_path):
+    "Threads and nested blocks each have a name of their own, and clear away nobody else's"
+    path = tmp_path/'x'
+    with whole(path) as a, whole(path) as b, whole(path) as c:
+        assert len({a,b,c})==3
+        for o in a,b,c: o.write_text(o.name)
+    assert read(path)==a.name and names(tmp_path)==['x']
+
+def test_whole_of_many_processes(tmp_path):
+    "The result is that of one of them"
+    code = """
+import sys
+from learner_from_scratch.fetch import whole
+for i in range(30):
+    with whole(sys.argv[1]) as tmp: tmp.write_text(sys.argv[2]*100_000)"""
+    ps = [subprocess.Popen([sys.executable, '-c', code, tmp_path/'x', o]) for o in '12']
+    assert [p.wait(200) for p in ps]==[0,0]
+    assert len(set(read(tmp_path/'x')))==1 and names(tmp_path)==['x']
+
+killed = """
+import os,signal,sys
+from pathlib import Path
+from learner_from_scratch.fetch import whole
+path,folder = Path(sys.argv[1]),sys.argv[2]=='True'
+if sys.argv[3]=='True':
+    rename,n = type(path).rename,[0]
+    def kill_at_second(self, to):
+        n[0] += 1
+        if n[0]==2: os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, to)
+    type(path).rename = kill_at_second
+with whole(path) as tmp:
+    if folder: tmp.mkdir()
+    (tmp/'a' if folder else tmp).write_text('half')
+    if sys.argv[3]!='True': os.kill(os.getpid(), signal.SIGKILL)"""
+posix = pytest.mark.skipif(os.name!='posix', reason='needs signals')
+
+@posix
+@kinds
+@pytest.mark.parametrize('name', ['x', 'a [b]*.tgz', '.hidden'])
+def test_whole_after_a_kill(tmp_path, folder, name):
+    "What a killed process left goes with the next call, and nothing else does"
+    path = tmp_path/name
+    write(path, 'old', folder)
+    host = platform.node()
+    others = [f'.{name}.part', f'.{name}.elsewhere-999999999-0.part',
+              f'.{name}2.{host}-999999999-0.part', f'.{name}.{host}-999999999-0.parts',
+              f'.{name}.{host}-{os.getppid()}-0.part']
+    for o in others: (tmp_path/o).write_text('')
+    p = subprocess.run([sys.executable, '-c', killed, path, str(folder), 'False'])
+    assert p.returncode==-9 and read(path)=='old' and len(names(tmp_path))==len(others)+2
+    with pytest.raises(ValueError):
+        with whole(path): raise ValueError # even if it comes to nothing itself
+    assert names(tmp_path)==sorted([name,*others]) and read(path)=='old'
+
+@posix
+def test_whole_after_a_kill_between_two_renames(tmp_path):
+    "The old folder had stepped aside and the new one wasn't there: the old one goes back"
+    path = tmp_path/'x'
+    write(path, 'old', True)
+    assert subprocess.run([sys.executable, '-c', killed, path, 'True', 'True']).returncode==-9
+    assert not path.exists() and len(names(tmp_path))==2
+    with pytest.raises(ValueError):
+        with whole(path): raise ValueError
+    assert names(tmp_path)==['x'] and read(path)=='old'
+
+def test_whole_of_an_earlier_process_with_our_number(tmp_path):
+    "As in a container, where the program has the same number each time"
+    (tmp_path/f'.x.{platform.node()}-{os.getpid()}-0.part').write_text('')
+    (tmp_path/f'.x.{platform.node()}-{os.getpid()}-999999.part').mkdir()
+    with whole(tmp_path/'x') as tmp: tmp.write_text('new')
+    assert names(tmp_path)==['x']
+
+@posix
+@kinds
+def test_whole_is_on_the_disk(tmp_path, monkeypatch, folder):
+    "A file is synced before it gets its name, and then its folder is"
+    path,seen = tmp_path/'x',[]
+    def fsync(f):
+        name = os.path.basename(os.readlink(f'/proc/self/fd/{f}'))
+        seen.append((name, path.exists()))
+    if not os.path.exists('/proc/self/fd'): pytest.skip('asks /proc')
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with whole(path) as tmp: write(tmp, 'new', folder)
+    assert seen==[(tmp.name,False)]*(not folder)+[(tmp_path.name,True)]
+
+def test_whole_in_place_of_a_link(tmp_path):
+    "The link is replaced, and what it led to stays"
+    for folder in False,True:
+        there,path = tmp_path/f'there{folder}',tmp_path/f'x{folder}'
+        write(there, 'old', folder)
+        path.symlink_to(there.name, target_is_directory=folder)
+        with whole(path) as tmp: write(tmp, 'new', folder)
+        assert not path.is_symlink() and read(path)=='new' and read(there)=='old'
+    assert names(tmp_path)==['thereFalse','thereTrue','xFalse','xTrue']
+
+@posix
+def test_drawing_is_interrupted(tmp_path):
+    "Ctrl-C while shapes are drawn leaves no folder, and the next call draws it whole"
+    code = "import sys; from learner_from_scratch.fetch import *; draw_shapes(sys.argv[1])"
+    cmd = [sys.executable, '-c', code, tmp_path/'shapes']
+    p = subprocess.Popen(cmd, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len([*tmp_path.rglob('*.JPEG')])>20)
+    p.send_signal(signal.SIGINT)
+    p.wait(200)
+    assert names(tmp_path) in ([],['shapes.lock'])
+    assert len([*draw_shapes(tmp_path/'shapes', 20, 10).rglob('*.JPEG')])==30
+    assert names(tmp_path) in (['shapes'],['shapes','shapes.lock'])
+
+# What an import does
+
+def test_import_changes_nothing():
+    "fastcore, Pillow and what runs in forked children are the same after it as before"
+    code = """
+import os
+import torch,fastcore.all,fastcore.net,fastdownload,filelock,fastprogress,matplotlib.pyplot
+import PIL.Image,PIL.ImageDraw,PIL.ImageOps
+im,at_fork = PIL.Image,[]
+if hasattr(os, 'register_at_fork'): os.register_at_fork = lambda **kw: at_fork.append(kw)
+def state():
+    registries = [set(im.OPEN), list(im.ID), dict(im.EXTENSION), im._initialized]
+    return set(vars(fastcore.net)), set(vars(PIL)), registries
+before = state()
+from learner_from_scratch import fetch,data
+assert state()==before and not at_fork
+assert data.untar_data is fetch.untar_data"""
+    subprocess.run([sys.executable, '-c', code], check=True)

@@ -1,49 +1,32 @@
-"What 91_proof goes on to: networks within networks, the books a module keeps, and mistakes that must not pass"
-import math
+"""What 91_proof goes on to: networks within networks, the books a module keeps, both Learners
+beside a plain loop, and mistakes that must not pass"""
+import inspect,math
 from functools import partial
 
 import pytest,torch
 import torch.nn.functional as F
 from hypothesis import Phase,given,settings,strategies as st
 from torch import nn,tensor
+from learner_from_scratch import callbacks as everyday, learner as chapter
+from learner_from_scratch import proof
 from learner_from_scratch.data import DataLoader
-from learner_from_scratch.modules import AdaptivePool,ConvLayer,Linear,Module,Parameter,Sequential
+from learner_from_scratch.modules import *
 from learner_from_scratch.loss import cross_entropy,log_softmax,logsumexp,nll
-from learner_from_scratch.learner import SGD,Callback,DataLoaders,Learner
+from learner_from_scratch.learner import SGD,DataLoaders
+from learner_from_scratch.proof import floats,shake,torch_conv,twin
 
 cases = settings(max_examples=50, deadline=None, derandomize=True)
-first_failure = settings(cases, phases=[Phase.generate]) # where a failure is wanted, it needn't be the smallest
+first_failure = settings(cases, phases=[Phase.generate]) # it needn't be the smallest
 few,side,yes_no = st.integers(1,5),st.integers(3,8),st.booleans()
-eps = torch.finfo(torch.float64).eps
+apart,same = (partial(o, tol=256) for o in (proof.apart,proof.same))
 
 @pytest.fixture(autouse=True, scope='module')
 def exact():
     "Float64, where a mistake can't be taken for rounding; one thread, as all is small"
-    old,n = torch.get_default_dtype(),torch.get_num_threads()
-    torch.set_default_dtype(torch.float64)
+    n = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_default_dtype(old)
+    with floats(torch.float64): yield
     torch.set_num_threads(n)
-
-def values(f, *inputs):
-    "What `f` gives, and its slopes for the inputs and for its parameters"
-    inputs = [o.clone().requires_grad_() for o in inputs]
-    params = list(f.parameters()) if hasattr(f, 'parameters') else []
-    out = f(*inputs)
-    return [out, *torch.autograd.grad(out, inputs+params, torch.linspace(-1, 1, out.numel()).view(out.shape))]
-
-def close(a, b, tol=256): torch.testing.assert_close(a, b, rtol=tol*eps, atol=tol*eps)
-
-def same(ours, theirs, *inputs):
-    for a,b in zip(values(ours, *inputs), values(theirs, *inputs), strict=True): close(a, b)
-
-def twin(ours, theirs):
-    "Both, with our parameters, slightly moved"
-    for p,q in zip(ours.parameters(), theirs.parameters(), strict=True):
-        p.data += torch.randn_like(p)/10
-        q.data = p.data.clone()
-    return ours,theirs
 
 # Each claim is about a piece, and a wrong one can be put in its place
 
@@ -62,19 +45,23 @@ def claim(**draws):
 
 @claim(bs=few, ni=few, nf=few, h=side, w=side, stride=few, bias=yes_no, act=yes_no)
 def conv_is_right(piece, bs, ni, nf, h, w, stride, bias, act):
-    ours,theirs = twin(piece(ni, nf, stride, bias, act), nn.Conv2d(ni, nf, 3, stride, padding=1, bias=bias))
-    same(ours, nn.Sequential(theirs, nn.ReLU()) if act else theirs, torch.randn(bs,ni,h,w))
+    ours,theirs = piece(ni, nf, stride, bias, act),torch_conv(ni, nf, stride, bias, act)
+    same(*twin(shake(ours), theirs), torch.randn(bs,ni,h,w))
 
 @claim(bs=few, ni=st.integers(1,100), nf=few)
 def linear_is_right(piece, bs, ni, nf):
-    same(*twin(piece(ni,nf), nn.Linear(ni,nf)), torch.randn(bs,ni))
+    same(*twin(shake(piece(ni,nf)), nn.Linear(ni,nf)), torch.randn(bs,ni))
 
 @claim(bs=few, nf=few, h=side, w=side)
 def pool_is_right(piece, bs, nf, h, w):
-    same(piece(), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.randn(bs,nf,h,w))
+    theirs = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    same(piece(), theirs, torch.randn(bs,nf,h,w))
 
-@claim(x=st.lists(st.floats(-1e4,1e4), min_size=12, max_size=12), shape=st.sampled_from([(1,12),(2,6),(4,3),(12,1)]))
-def log_softmax_is_right(piece, x, shape): same(piece, partial(F.log_softmax, dim=-1), tensor(x).view(shape))
+scores = st.lists(st.floats(-1e4,1e4), min_size=12, max_size=12)
+shapes = st.sampled_from([(1,12),(2,6),(4,3),(12,1)])
+@claim(x=scores, shape=shapes)
+def log_softmax_is_right(piece, x, shape):
+    same(piece, partial(F.log_softmax, dim=-1), tensor(x).view(shape))
 
 def loss_is_right(theirs, prep=lambda x: x):
     @claim(bs=st.integers(1,30), n=st.integers(1,12), scale=st.sampled_from([1e-3,1,100,1e4]))
@@ -82,8 +69,9 @@ def loss_is_right(theirs, prep=lambda x: x):
         x,yb = prep((torch.randn(bs,n)*scale).clamp(-1e4,1e4)),torch.randint(n, (bs,))
         same(lambda x: piece(x, yb), lambda x: theirs(x, yb), x)
     return run
-nll_is_right = loss_is_right(F.nll_loss, lambda x: -x.abs()) # log-probabilities are never above 0
 ce_is_right = loss_is_right(F.cross_entropy)
+def log_probs(x): return -x.abs() # never above 0
+nll_is_right = loss_is_right(F.nll_loss, log_probs)
 
 @claim(n=few, lr=st.floats(0,.5), wd=st.floats(0,.5), steps=few)
 def sgd_is_right(piece, n, lr, wd, steps):
@@ -95,10 +83,12 @@ def sgd_is_right(piece, n, lr, wd, steps):
             ((a-t)**2).sum().backward()
             opt.step(); opt.zero_grad()
         return torch.stack([a.data,unused.data])
-    close(descend(partial(piece, lr=lr, wd=wd)), descend(partial(torch.optim.SGD, lr=lr, weight_decay=wd)))
+    theirs = partial(torch.optim.SGD, lr=lr, weight_decay=wd)
+    apart(descend(partial(piece, lr=lr, wd=wd)), descend(theirs))
 
-right = [(conv_is_right,ConvLayer), (linear_is_right,Linear), (pool_is_right,AdaptivePool), (log_softmax_is_right,log_softmax),
-         (nll_is_right,nll), (ce_is_right,cross_entropy), (sgd_is_right,SGD)]
+right = [(conv_is_right,ConvLayer), (linear_is_right,Linear), (pool_is_right,AdaptivePool),
+         (log_softmax_is_right,log_softmax), (nll_is_right,nll), (ce_is_right,cross_entropy),
+         (sgd_is_right,SGD)]
 
 @pytest.mark.parametrize('claim,piece', right, ids=[o.__name__ for _,o in right])
 def test_right(claim, piece): claim(piece)
@@ -145,42 +135,51 @@ class NoDecay(SGD):
     def __init__(self, params, lr, wd): super().__init__(params, lr)
 class PushesOut(SGD):
     def __init__(self, params, lr, wd): super().__init__(params, lr, -wd)
-class DecaysWhole(SGD):
-    def step(self):
-        for p in self.params:
-            if p.grad is not None: p.data -= p.grad*self.lr + p.data*self.wd
-class DecaysAfter(SGD):
-    def step(self):
-        for p in self.params:
-            if p.grad is not None: p.data -= p.grad*self.lr; p.data *= 1-self.lr*self.wd
-class DecaysAll(SGD):
-    def step(self):
-        for p in self.params: p.data -= (p.data*self.wd + (0 if p.grad is None else p.grad)) * self.lr
 class KeepsGrads(SGD):
     def zero_grad(self): pass
 
-wrong = [*[(conv_is_right,o) for o in (NoStride,AlwaysAct,NoBias,Mirrored,Leaky)],
-         *[(linear_is_right,o) for o in (Detached,Forgetful)],
-         *[(pool_is_right,o) for o in (ChannelPool,SumPool,MaxPool)],
-         *[(log_softmax_is_right,o) for o in (naive,shifted_late,wrong_axis)],
-         *[(nll_is_right,o) for o in (summed,plus,off_by_one)],
-         *[(ce_is_right,o) for o in (twice,smoothed)],
-         *[(sgd_is_right,o) for o in (NoDecay,PushesOut,DecaysWhole,DecaysAfter,DecaysAll,KeepsGrads)]]
+class Stepwise(SGD):
+    "Right, and told so that each part of a step can be got wrong"
+    def step(self):
+        for g in self.param_groups:
+            for p in g['params']: self.update(p, p.grad, g['lr'], g['weight_decay'])
+    def update(self, p, grad, lr, wd):
+        if grad is not None: p.data -= (grad + p.data*wd)*lr
+class DecaysWhole(Stepwise):
+    def update(self, p, grad, lr, wd):
+        if grad is not None: p.data -= grad*lr + p.data*wd
+class DecaysAfter(Stepwise):
+    def update(self, p, grad, lr, wd):
+        if grad is not None: p.data -= grad*lr; p.data *= 1-lr*wd
+class DecaysAll(Stepwise):
+    def update(self, p, grad, lr, wd):
+        p.data -= (p.data*wd + (0 if grad is None else grad))*lr
+
+mistakes = {conv_is_right: [NoStride,AlwaysAct,NoBias,Mirrored,Leaky],
+            linear_is_right: [Detached,Forgetful],
+            pool_is_right: [ChannelPool,SumPool,MaxPool],
+            log_softmax_is_right: [naive,shifted_late,wrong_axis],
+            nll_is_right: [summed,plus,off_by_one],
+            ce_is_right: [twice,smoothed],
+            sgd_is_right: [NoDecay,PushesOut,DecaysWhole,DecaysAfter,DecaysAll,KeepsGrads]}
+wrong = [(claim,o) for claim,os in mistakes.items() for o in os]
 
 @pytest.mark.parametrize('claim,piece', wrong, ids=[o.__name__ for _,o in wrong])
 def test_caught(claim, piece):
     with pytest.raises(AssertionError): claim(piece, first_failure)
 
+def test_stepwise(): sgd_is_right(Stepwise)
+
 # Networks within networks
 
-tree = st.recursive(st.tuples(few, yes_no, yes_no), lambda o: st.lists(o, min_size=1, max_size=3), max_leaves=6)
+leaf = st.tuples(few, yes_no, yes_no)
+tree = st.recursive(leaf, lambda o: st.lists(o, min_size=1, max_size=3), max_leaves=6)
 
 def grow(t, ni):
-    "Ours and PyTorch's network from a tree of `(nf, bias, act)`, and the channels that come out of it"
+    "Ours, PyTorch's, and the channels that come out, of a tree of `(nf, bias, act)`"
     if isinstance(t, tuple):
-        nf,bias,act = t
-        conv = nn.Conv2d(ni, nf, 3, padding=1, bias=bias)
-        return ConvLayer(ni, nf, 1, bias, act),nn.Sequential(conv, nn.ReLU()) if act else conv,nf
+        nf,*how = t
+        return ConvLayer(ni, nf, 1, *how),torch_conv(ni, nf, 1, *how),nf
     ours,theirs = [],[]
     for o in t:
         a,b,ni = grow(o, ni)
@@ -193,28 +192,33 @@ def grow(t, ni):
 def test_nested(seed, tree, ni, side):
     torch.manual_seed(seed)
     ours,theirs,_ = grow(tree, ni)
-    same(*twin(ours, theirs), torch.randn(2,ni,side,side))
+    same(*twin(shake(ours), theirs), torch.randn(2,ni,side,side))
 
 # The books
 
+index,name = st.integers(0,3),st.sampled_from('abc')
+what = st.sampled_from(['parameter','tensor','none',0,1,2,3])
 @cases
-@given(st.lists(st.tuples(st.integers(0,3), st.sampled_from('abc'), st.sampled_from(['parameter','tensor','none',0,1,2,3])), max_size=20))
+@given(st.lists(st.tuples(index, name, what), max_size=20))
 def test_books(moves):
-    "Attributes come, go and change their kind; our modules and PyTorch's know the same parameters at the end"
+    "Attributes come, go and change their kind; at the end both know the same parameters"
     ours,theirs = [Module() for _ in range(4)],[nn.Module() for _ in range(4)]
     for i,k,what in moves:
         if isinstance(what, int):
             if what<=i: continue # no cycles
             a,b = ours[what],theirs[what]
         else:
-            a = dict(parameter=Parameter(torch.zeros(2)), tensor=torch.zeros(2), none=None)[what]
+            x = torch.zeros(2)
+            a = dict(parameter=Parameter(x), tensor=x, none=None)[what]
             b = nn.Parameter(a.data) if what=='parameter' else a
-            if hasattr(theirs[i], k): delattr(theirs[i], k) # PyTorch doesn't allow all changes of kind
+            # PyTorch doesn't allow all changes of kind
+            if hasattr(theirs[i], k): delattr(theirs[i], k)
         setattr(ours[i], k, a)
         if isinstance(b, nn.Module) and k in theirs[i]._parameters: delattr(theirs[i], k)
         setattr(theirs[i], k, b)
-    assert {o.data_ptr() for o in ours[0].parameters()} == {o.data_ptr() for o in theirs[0].parameters()}
-    assert len(ours[0].parameters()) == len(list(theirs[0].parameters()))
+    a,b = ours[0].parameters(),list(theirs[0].parameters())
+    assert {o.data_ptr() for o in a} == {o.data_ptr() for o in b}
+    assert len(a) == len(b)
 
 # Batches
 
@@ -232,27 +236,40 @@ def test_shuffled(seed, n, bs, n_workers):
     torch.manual_seed(seed)
     assert torch.equal(torch.cat([xb for xb,_ in dl]), xs[0])
 
-# The Learner beside a plain loop, with all of torch.optim that needs gradients only
+# Both Learners beside a plain loop, with all of torch.optim that needs gradients only
 
-opts = dict(SGD=partial(torch.optim.SGD, momentum=.9, nesterov=True, weight_decay=.01),
-            **{o: getattr(torch.optim, o) for o in 'ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop'.split()})
+both = pytest.mark.parametrize('lib', [chapter,everyday], ids=['chapter','everyday'])
+
+def test_two_learners():
+    "The everyday Learner is another class, and the chapter's is what its page shows"
+    assert issubclass(everyday.Learner, chapter.Learner)
+    assert everyday.Learner is not chapter.Learner
+    for f in filter(inspect.isfunction, vars(chapter.Learner).values()):
+        assert f.__module__==chapter.__name__, f
+
+names = 'ASGD Adadelta Adagrad Adam AdamW Adamax NAdam RAdam RMSprop Rprop'.split()
+opts = {o: getattr(torch.optim, o) for o in names}
+opts['SGD'] = partial(torch.optim.SGD, momentum=.9, nesterov=True, weight_decay=.01)
 
 def net():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4,16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(.2), nn.Linear(16,3))
+    layers = nn.Linear(4,16),nn.BatchNorm1d(16),nn.ReLU(),nn.Dropout(.2),nn.Linear(16,3)
+    return nn.Sequential(*layers)
 
+@both
 @pytest.mark.parametrize('opt_func', opts.values(), ids=opts)
-def test_same_bits(opt_func):
-    "Weights, running means and losses are those of a plain loop, to the last bit, whatever is validated"
+def test_same_bits(lib, opt_func):
+    "Weights, means and losses are those of a plain loop, whatever is validated"
     torch.manual_seed(1)
     batches = [(torch.randn(8,4),torch.randint(3,(8,))) for _ in range(12)]
     losses = []
-    class Losses(Callback):
+    class Losses(lib.Callback):
         def after_batch(self):
             if self.model.training: losses.append(self.loss.item())
     a,b = net(),net()
+    dls = DataLoaders(batches,batches[:3])
     torch.manual_seed(2)
-    Learner(a, DataLoaders(batches,batches[:3]), F.cross_entropy, lr=.01, cbs=Losses(), opt_func=opt_func).fit(2)
+    lib.Learner(a, dls, F.cross_entropy, lr=.01, cbs=Losses(), opt_func=opt_func).fit(2)
     torch.manual_seed(2)
     opt,want = opt_func(b.parameters(), lr=.01),[]
     for xb,yb in batches*2:
@@ -261,4 +278,22 @@ def test_same_bits(opt_func):
         opt.step(); opt.zero_grad()
         want.append(loss.item())
     assert losses == want
-    for p,q in zip(a.state_dict().values(), b.state_dict().values(), strict=True): assert torch.equal(p, q)
+    pairs = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    assert all(torch.equal(p, q) for p,q in pairs)
+
+# The comparison itself
+
+def test_apart_says_no():
+    "Other shapes, types, and what is no number are never the same"
+    a = torch.zeros(3)
+    for b in (torch.zeros(3,1), torch.zeros(1), a.float(), a*math.nan, a+math.inf, a+1e-9):
+        for x,y in ((a,b),(b,a)):
+            with pytest.raises(AssertionError): proof.apart(x, y)
+
+def test_floats_ends():
+    "The type of new tensors is the old one again, after an error too"
+    old = torch.get_default_dtype()
+    with pytest.raises(ValueError), floats(torch.float16):
+        assert torch.zeros(1).dtype==torch.float16
+        raise ValueError
+    assert torch.get_default_dtype()==old

@@ -1,8 +1,8 @@
-"The drawn shapes are worth learning: what tells them apart is the outline, and no sum over pixels sees it"
+"The drawn shapes are worth learning: only their outline tells them apart, no sum over pixels"
 import pytest,torch
-from learner_from_scratch.data import draw_shapes
+from learner_from_scratch.fetch import draw_shapes
 from learner_from_scratch.modules import Module,Linear,simple_cnn
-from learner_from_scratch.cli import folder_learner
+from learner_from_scratch.runs import folder_learner
 
 class LinearModel(Module):
     "One weight for each pixel and class"
@@ -15,7 +15,7 @@ class LinearModel(Module):
 def best_accuracy(tmp_path_factory):
     path = draw_shapes(tmp_path_factory.mktemp('data')/'shapes')
     def _best(model, lr):
-        learn = folder_learner(path, lr=lr)
+        learn = folder_learner(path, lr=lr, opt='sgd', aug='none')
         learn.model = model
         learn.fit_one_cycle(8)
         return max(o[3] for o in learn.recorder.rows)

@@ -1,8 +1,8 @@
-"""Run the notebooks: `run` stores their outputs, `check` compares what they print now with the outputs stored
+"""Run the notebooks: `run` stores their outputs, `check` compares new ones with those stored
 
-Floats may differ by 0.1 %, or by one in the last place where three decimals or more are printed; a cell says `#| tol 0.1`
-if it needs more. Times and addresses may differ, pictures only have to be there, and in `#| varies` cells only the kinds of
-output count. All else has to be the same.
+Floats may differ by 0.1 %, or by one in the last place of three decimals or more; a
+cell says `#| tol 0.1` if it needs more. Times and addresses may differ. Pictures only have
+to be there. In `#| varies` cells only the kinds of output count. All else has to be the same.
 """
 import html,math,os,re,shutil,sys,tempfile,time
 from itertools import zip_longest
@@ -16,7 +16,9 @@ from nbdev.clean import nbdev_clean
 
 root = Path(__file__).resolve().parent.parent
 home = Path(os.environ.get('FASTAI_HOME', '~/.fastai')).expanduser().resolve()
-places = {home:'~/.fastai', Path(sys.prefix):'.venv', root:'.', Path.home():'~'}  # where the machine's folders go in outputs
+# what outputs have in place of this machine's folders
+places = {home:'~/.fastai', Path(sys.prefix):'.venv', Path(sys.base_prefix):'python',
+          root:'.', Path.home():'~'}
 
 def directives(c):
     "The `#|` lines of cell `c`, as a dict"
@@ -25,15 +27,18 @@ def directives(c):
 # --- what a cell says ---
 num = re.compile(r'(?<![\w.])[-+]?(?:\d*\.\d+|\d+(?=e[-+]))(?:e[-+]?\d+)?')
 address = re.compile(r'( at)? 0x[0-9a-f]+')
-took = re.compile(r'\b(\d+:\d\d:\d\d|\d\d:\d\d|(\d+min )?\d+(\.\d+)? ?(s|secs?|seconds?|ms|[µμu]s|ns)\b)')
+units = 's|secs?|seconds?|ms|[µμu]s|ns'
+took = re.compile(rf'\b(\d+:\d\d:\d\d|\d\d:\d\d|(\d+min )?\d+(\.\d+)? ?({units})\b)')
 
 def said(o):
     "What output `o` is, and its text"
     if o.output_type=='stream': return o.name, o.text
     if o.output_type=='error': return 'error', f'{o.ename}: {o.evalue}'
     page = re.sub(r'<style.*?</style>', '', o.data.get('text/html', ''), flags=re.S)
-    kind = 'picture' if any(k.startswith('image') for k in o.data) or re.search('<(svg|img)', page) else 'text'
-    if 'text/html' in o.data: return kind, html.unescape(re.sub(r'</?[a-z][^<>]*>', ' ', page))
+    image = any(k.startswith('image') for k in o.data) or re.search('<(svg|img)', page)
+    kind = 'picture' if image else 'text'
+    words = re.sub(r'</?[a-z][^<>]*>', ' ', page)
+    if 'text/html' in o.data: return kind, html.unescape(words)
     return kind, o.data.get('text/markdown', o.data.get('text/plain', ''))
 
 def close(a, b, tol):
@@ -55,11 +60,15 @@ def text_diff(a, b, tol=1e-3):
 def cell_diff(old, new):
     "The first difference of cell `new`, just run, from `old`"
     d = directives(old)
-    if 'exec_doc' in d: return 'outputs of `exec_doc` cells are not stored: `make notebooks` drops them' if old.outputs else None
+    if 'exec_doc' in d:
+        stored = 'outputs of `exec_doc` cells are not stored: `make notebooks` drops them'
+        return stored if old.outputs else None
     old,new = ([said(o) for o in c.outputs] for c in (old,new))
     kinds = [', '.join(k for k,_ in o) or 'nothing' for o in (old,new)]
     if kinds[0]!=kinds[1]: return f'{kinds[0]} is now {kinds[1]}'
-    if 'varies' not in d: return first(filter(None, (text_diff(o, p, float(d.get('tol', 1e-3))) for (_,o),(_,p) in zip(old, new))))
+    if 'varies' in d: return
+    tol = float(d.get('tol', 1e-3))
+    return first(filter(None, (text_diff(o, p, tol) for (_,o),(_,p) in zip(old, new))))
 
 # --- running ---
 def neutral(s):
@@ -71,18 +80,21 @@ def neutral(s):
 def tidy(c):
     "Keep of the outputs of cell `c` what another machine could print"
     if 'exec_doc' in directives(c): c.outputs = []
-    c.outputs = [o for o in c.outputs if said(o)[0]=='picture' or said(o)[1].strip()]  # progress bars leave empty ones
+    # progress bars leave empty outputs
+    c.outputs = [o for o in c.outputs if said(o)[0]=='picture' or said(o)[1].strip()]
     for o in c.outputs:
         if 'text' in o: o.text = neutral(o.text)
         d = o.get('data', {})
         for k in d:
             if k.startswith('text/'): d[k] = neutral(d[k])
-        for k in sorted((k for k in d if k.startswith('image')), key=lambda k: len(d[k]))[1:]: del d[k]  # PIL gives PNG and JPEG
+        images = sorted((k for k in d if k.startswith('image')), key=lambda k: len(d[k]))
+        for k in images[1:]: del d[k]  # Pillow gives a PNG and a JPEG
 
 def run_nb(fn, folder):
     "The notebook `fn` with the outputs of a run, top to bottom, in `folder`"
     nb = nbformat.read(fn, 4)
-    client = NotebookClient(nb, timeout=3600, coalesce_streams=True, resources={'metadata': {'path': str(folder)}},
+    client = NotebookClient(nb, timeout=3600, coalesce_streams=True,
+                            resources={'metadata': {'path': str(folder)}},
                             extra_arguments=['--log-level=ERROR'])
     with client.setup_kernel():
         for i,c in enumerate(nb.cells):
@@ -107,8 +119,11 @@ def check(fn):
         for o in 'nbs','benchmarks': shutil.copytree(root/o, d/o)
         places[d] = '.'
         new = run_nb(fn, d/'nbs')
-    diffs = [(i,cell_diff(*o)) for i,o in enumerate(zip(nbformat.read(fn, 4).cells, new.cells)) if o[0].cell_type=='code']
-    return [f'{fn.name}, cell {i}: {o}' for i,o in diffs if o]
+    res = []
+    for i,(a,b) in enumerate(zip(nbformat.read(fn, 4).cells, new.cells)):
+        diff = cell_diff(a, b) if a.cell_type=='code' else None
+        if diff: res.append(f'{fn.name}, cell {i}: {diff}')
+    return res
 
 @call_parse
 def main(
@@ -116,13 +131,17 @@ def main(
     names:Param('Notebooks, all of `nbs` if none is given', nargs='*', opt=False),
 ):
     "Run the notebooks from top to bottom"
-    if not (home/'data/imagenette2-160').exists(): print('No Imagenette on this disk, and the stored outputs are those of Imagenette')
-    fns,bad = [Path(o).resolve() for o in names] or sorted((root/'nbs').glob('*.ipynb')),0
+    if not (home/'data/imagenette2-160').exists():
+        print('No Imagenette on this disk, and the stored outputs are those of Imagenette')
+    fns = [Path(o).resolve() for o in names] or sorted((root/'nbs').glob('*.ipynb'))
+    bad = 0
     for fn in fns:
         start = time.time()
         try: diffs = (run if what=='run' else check)(fn)
         except RuntimeError as e: diffs = [str(e)]
         bad += bool(diffs)
-        print('\n'.join([*diffs, f'{fn.name}: {"failed" if diffs else "ok"}, {time.time()-start:.0f} s']), flush=True)
+        verdict = 'failed' if diffs else 'ok'
+        took = f'{time.time()-start:.0f} s'
+        print(*diffs, f'{fn.name}: {verdict}, {took}', sep='\n', flush=True)
     print(f'{len(fns)-bad} passed, {bad} failed')
     sys.exit(bool(bad))

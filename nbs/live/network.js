@@ -1,0 +1,1 @@
+../../learner_from_scratch/live/network.js

@@ -1,0 +1,1 @@
+../../learner_from_scratch/live/page.js

@@ -1,0 +1,308 @@
+"Questions to a network: any image, any loader, any task; what is bad is named, the rest answered"
+from functools import partial
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils import data as torch_data
+from learner_from_scratch.callbacks import Learner,SetupLearnerCB
+from learner_from_scratch.checkpoint import save_model
+from learner_from_scratch.data import DataLoader,Dataset,Normalize,get_image_files,tfm_x
+from learner_from_scratch.inference import (CheckOutputs,OneLabel,Predictor,Task,array_image,
+    check_meta,fit_image,load_learner,read_rgb,resizers)
+from learner_from_scratch.learner import DataLoaders
+from learner_from_scratch.loss import cross_entropy
+import learner_from_scratch.metrics  # methods of `Learner`
+from learner_from_scratch.modules import (AdaptivePool,Linear,Module,Parameter,Sequential,
+                                          simple_cnn)
+from learner_from_scratch.recorder import accuracy
+from learner_from_scratch.resnet import small_resnet
+
+colours = ['blue','green','red']
+
+class Mean(Module):
+    "Scores that are the means of the channels, so that the answer is known"
+    def __init__(self, n=3):
+        super().__init__()
+        self.scale = Parameter(torch.ones(n))
+    def forward(self, x): return 20*x.mean((2,3)).flip(1)*self.scale
+
+raw = [0.]*3,[1.]*3
+def mean_pred(**kwargs): return Predictor(Mean(), colours, 8, raw, **kwargs)
+def labels(preds): return [o.label for o in preds]
+def folders(path): return [o.parent.name for o in get_image_files(path)]
+def plain(colour, size=(20,10)): return Image.new('RGB', size, colour)
+
+@pytest.fixture(autouse=True)
+def no_figures():
+    yield
+    plt.close('all')
+
+@pytest.fixture
+def folder(tmp_path):
+    "Class folders with four images each, of different sizes and formats"
+    for o in colours:
+        (tmp_path/o).mkdir()
+        for i,ext in enumerate(['png','jpg','bmp','webp']):
+            plain(o, (10+i,20-i)).save(tmp_path/o/f'{i}.{ext}')
+    return tmp_path
+
+# --- anything that is an image ---
+def test_kinds_of_images(folder):
+    pred,fn = mean_pred(),folder/'green'/'0.png'
+    im = Image.open(fn)
+    a = np.array(im)
+    for o in fn, str(fn), im, a, a/255, torch.tensor(a), torch.tensor(a)/255:
+        label,index,probs = pred.predict(o)
+        assert (label,index) == ('green',1) and type(index) is int
+        assert probs.shape==(3,) and torch.isclose(probs.sum(), torch.tensor(1.))
+    assert im.size==(10,20)  # as it was
+
+def test_an_image_that_is_turned(tmp_path):
+    "As EXIF says: the upper half is red"
+    im = Image.new('RGB', (16,16), 'blue')
+    im.paste('red', (0,0,8,16))
+    exif = Image.Exif()
+    exif[0x112] = 6  # turn clockwise
+    im.save(tmp_path/'a.png', exif=exif)
+    top = np.array(read_rgb(tmp_path/'a.png'))[0,8]
+    assert tuple(top)==(255,0,0)
+
+@pytest.mark.parametrize('a', [
+    np.zeros((3,8,8), 'uint8'), np.zeros((8,8,4), 'uint8'), np.zeros((0,8,3), 'uint8'),
+    np.zeros((2,8,8,3), 'uint8'), np.zeros((8,8,3), 'int64'), np.full((8,8,3), 1.1),
+    np.full((8,8,3), -.1), np.full((8,8,3), np.inf), np.zeros((8,8,3), bool), np.array(5.)])
+def test_arrays_refused(a):
+    with pytest.raises(ValueError) as e: array_image(a)
+    assert '\n' not in str(e.value)
+
+@pytest.mark.parametrize('resize', resizers)
+@pytest.mark.parametrize('channels', [1,3])
+def test_fit(resize, channels):
+    for size in (10,20),(20,10),(7,7):
+        im = fit_image(plain('red'), size, channels, resize)
+        assert im.size==size[::-1] and len(im.getbands())==channels
+    black = np.array(fit_image(plain('white'), (20,20), 3, resize)).min()
+    assert (black==0)==(resize=='pad')
+
+# --- several ---
+def test_messy_list(folder):
+    "As many rows as images, `None` where there is none, and one warning"
+    (folder/'notes.jpg').write_text('no image')
+    (folder/'cut.jpg').write_bytes((folder/'red'/'1.jpg').read_bytes()[:100])
+    (folder/'empty.png').touch()
+    files = [folder/'red'/'0.png', folder/'notes.jpg', 'gone\n.png', folder/'cut.jpg',
+             folder, folder/'empty.png', plain('blue'), np.zeros((3,8,8)),
+             folder/'green'/'2.bmp']
+    with pytest.warns(UserWarning) as told: res = mean_pred().predict(files, bs=2)
+    assert [o and o.label for o in res]==['red',None,None,None,None,None,'blue',None,'green']
+    bad = [1,2,3,4,5,7]
+    assert [a is files[i] for i,(a,_) in zip(bad, res.errors)]==[True]*6
+    whys = [o for _,o in res.errors]
+    for name,why in zip(['notes','gone','cut','regular','empty','channels last'], whys):
+        assert name in why
+    assert len(told)==1 and '6 of 9 images' in str(told[0].message)
+    assert told[0].filename==__file__
+
+def test_folder(folder):
+    (folder/'notes.txt').write_text('no image')
+    res = mean_pred().predict(folder, bs=5)
+    assert res.items==list(get_image_files(folder)) and len(res)==12 and not res.errors
+    assert labels(res)==folders(folder)
+    (folder/'none').mkdir()
+    with pytest.raises(ValueError, match='none holds no image files'):
+        mean_pred().predict(folder/'none')
+
+def test_none_can_be_read():
+    with pytest.warns(UserWarning, match='2 of 2'):
+        assert mean_pred().predict(['a.png','b.png'])==[None,None]
+
+def test_a_failing_network_is_no_bad_image(folder):
+    pred = Predictor(Mean(), colours[:2], 8, raw)
+    for o in folder, folder/'red'/'0.png':
+        with pytest.raises(ValueError, match='3 outputs for 2 classes'): pred.predict(o)
+    pred = mean_pred()
+    with torch.no_grad(): pred.model.scale[0] = float('nan')
+    with pytest.raises(ValueError, match='answers NaN'): pred.predict(folder)
+
+def test_batches_and_generators():
+    batch = np.stack([np.array(plain(o)) for o in colours])
+    for o in batch, torch.tensor(batch), list(batch), (o for o in batch):
+        assert [p.label for p in mean_pred().predict(o, bs=2)]==colours
+    assert mean_pred().predict([])==[]
+
+def test_quiet(folder, capsys):
+    "Neither a bar nor a line where nobody watches, and no number drawn"
+    rng = torch.get_rng_state()
+    mean_pred().predict(folder, bs=1)
+    assert capsys.readouterr()==('','')
+    assert torch.equal(torch.get_rng_state(), rng)
+
+# --- learners ---
+def our_learner(folder):
+    files = get_image_files(folder)
+    ds = Dataset(files, size=8)
+    dls = DataLoaders(DataLoader(ds, 4, shuffle=True), DataLoader(ds, 5))
+    tfm = partial(tfm_x, norm=Normalize(raw))
+    return Learner(Mean(), dls, cross_entropy, 1e-6, [SetupLearnerCB('cpu', tfm)])
+
+def test_test_dl(folder):
+    learn = our_learner(folder)
+    probs,targs = learn.get_preds(learn.test_dl(folder, bs=5))
+    assert torch.equal(probs, learn.get_preds()[0]) and targs.shape==(12,0)
+    assert labels(learn.predict(folder))==folders(folder)
+    with pytest.raises(OSError, match='gone'): learn.get_preds(learn.test_dl(['gone.png']))
+
+def test_wrong_network_is_refused_before_it_trains(folder):
+    for n in 1,7:
+        learn = our_learner(folder)
+        learn.model = Sequential(AdaptivePool(), Linear(3, n))
+        learn.add_cb(CheckOutputs())
+        was = learn.model.parameters()[0].detach().clone()
+        with pytest.raises(ValueError, match=f'{n} outputs for 3 classes'): learn.fit(1)
+        assert torch.equal(learn.model.parameters()[0], was)
+
+def test_learner_files(folder, tmp_path):
+    ds = Dataset(get_image_files(folder), size=8)
+    dls = DataLoaders(DataLoader(ds, 4), DataLoader(ds, 4))
+    learn = Learner(simple_cnn(3), dls, cross_entropy, .1, SetupLearnerCB('cpu'))
+    fn = tmp_path/'m.safetensors'
+    learn.save(fn)
+    im = plain('red')
+    want = learn.predict(im).probs
+    assert torch.equal(load_learner(fn).predict(im).probs, want)
+    fresh = Learner(simple_cnn(3), dls, cross_entropy, .1, SetupLearnerCB('cpu')).load(fn)
+    assert torch.equal(fresh.predict(im).probs, want)
+    other = Learner(small_resnet(3, w=4), dls, cross_entropy, .1, SetupLearnerCB('cpu'))
+    with pytest.raises(ValueError, match='no `simple_cnn`'): other.save(tmp_path/'other')
+    with pytest.raises(ValueError, match='m.safetensors'): other.load(fn)
+    assert not (tmp_path/'other').exists()
+
+# --- PyTorch's loaders, and torchvision's data sets ---
+class Listed(torch_data.Dataset):
+    "As of torchvision: `classes`, and a `transform` of PIL images"
+    classes = colours
+    def __init__(self, transform, n=12): self.transform,self.n = transform,n
+    def __len__(self): return self.n
+    def __getitem__(self, i): return self.transform(plain(colours[i%3], (8,8))),i%3
+
+def channels_first(im):
+    return torch.tensor(np.array(im.resize((8,8)))).permute(2,0,1)/255
+
+def torch_learner(valid, cbs=None):
+    train = torch_data.DataLoader(valid, 4, shuffle=True)
+    dls = DataLoaders(train, torch_data.DataLoader(valid, 5))
+    return Learner(Mean(), dls, cross_entropy, 1e-6, cbs)
+
+def titles(n): return [o.get_title() for o in plt.gcf().axes[:n]]
+
+def check_all(learn, folder, n):
+    "All questions that there are"
+    learn.fit(1)
+    probs,targs = learn.get_preds()
+    assert probs.shape==(n,3) and torch.equal(probs.argmax(1), targs)
+    learn.dls.show_batch(4)
+    assert set(titles(4)) <= set(colours)
+    learn.show_results(3)
+    truth,said = zip(*[o.split('\n') for o in titles(3)])
+    assert [o.split()[0] for o in said]==list(truth)
+    learn.plot_top_losses(2)
+    assert 'loss' in titles(1)[0]
+    learn.plot_confusion_matrix()
+    assert sum(int(o.get_text()) for o in plt.gca().texts)==n
+    assert sum(o['count'] for o in learn.class_report())==n
+    assert all(o['prediction'].split()[0]==o['truth'] for o in learn.worst(n))
+    assert learn.validate(metrics=accuracy)['accuracy']==1
+    assert labels(learn.predict(folder))==folders(folder)
+    assert learn.predict(plain('green')).label=='green'
+    assert learn.get_preds(learn.test_dl(folder))[0].argmax(1).tolist()==[0]*4+[1]*4+[2]*4
+    with pytest.raises(ValueError, match='`transform`'): learn.save(folder/'m.safetensors')
+
+@pytest.mark.parametrize('cbs', [None, SetupLearnerCB('cpu', tfm=lambda x: x)])
+def test_torch_loaders(folder, cbs):
+    ds = Listed(channels_first)
+    assert torch_learner(ds, cbs).validate()['valid_loss'] < .1
+    check_all(torch_learner(ds, cbs), folder, 12)
+    check_all(torch_learner(torch_data.Subset(ds, range(6)), cbs), folder, 6)
+
+def test_shuffled_torch_loader():
+    learn = torch_learner(Listed(channels_first))
+    learn.dls.valid = learn.dls.train
+    with pytest.raises(ValueError, match='shuffled or sharded'): learn.show_results()
+
+def test_no_vocabulary_no_transform(folder):
+    x = torch.rand(6, 3, 8, 8)
+    learn = torch_learner(torch_data.TensorDataset(x, torch.arange(6)%3))
+    assert len(learn.get_preds()[0])==6
+    for f in learn.show_results, learn.dls.show_batch, lambda: learn.predict(folder):
+        with pytest.raises(ValueError, match='neither `vocab` nor `classes`'): f()
+    learn.dls.train.dataset.classes = colours
+    with pytest.raises(ValueError, match='make a `Predictor` yourself'): learn.predict(folder)
+
+def test_image_folder(folder):
+    try: from torchvision import datasets,transforms
+    except (ImportError,RuntimeError) as e: pytest.skip(f'no torchvision that works: {e}')
+    tfm = transforms.Compose([transforms.Resize((8,8)), transforms.ToTensor()])
+    check_all(torch_learner(datasets.ImageFolder(folder, tfm)), folder, 12)
+
+# --- tasks and files ---
+class Several(Task):
+    "Any number of labels an image; targets are 0 or 1 for each"
+    def loss(self, preds, yb): return torch.nn.BCEWithLogitsLoss()(preds, yb)
+    def activation(self, preds): return preds.sigmoid()
+    def decode(self, probs, vocab): return ' '.join(o for o,p in zip(vocab, probs) if p>.5)
+    def item_losses(self, probs, targs): return (probs-targs).abs().sum(1)
+
+class Tagged(Listed):
+    task = Several()
+    def __getitem__(self, i):
+        x,_ = super().__getitem__(i)
+        return x,torch.tensor([1.,0.,float(i%2)])
+
+def test_another_task():
+    learn = torch_learner(Tagged(channels_first))
+    assert learn.task is Tagged.task
+    learn.loss_func = learn.task.loss
+    learn.fit(1)
+    probs,targs = learn.get_preds()
+    assert targs.shape==(12,3) and (probs>=.5).all()
+    learn.show_results(2)
+    assert titles(1)[0].split('\n')[0]=='blue'
+    losses,idxs = learn.top_losses(12)
+    assert torch.allclose(losses, (probs-targs).abs().sum(1)[idxs])
+    assert learn.worst(1)[0]['truth'].startswith('blue')
+    assert [o['count'] for o in learn.class_report()]==[12,0,6]
+    for f in learn.plot_confusion_matrix, learn.plot_reliability:
+        with pytest.raises(ValueError, match='one label an image'): f()
+
+def test_a_file_has_the_task(tmp_path):
+    pred = Predictor(simple_cnn(3), colours, (16,24), task=Several(), resize='pad')
+    pred.save(tmp_path/'m.safetensors')
+    again = Predictor.load(tmp_path/'m.safetensors')
+    assert type(again.task) is Several and again.resize=='pad' and list(again.size)==[16,24]
+    assert torch.equal(again.predict(plain('red')).probs, pred.predict(plain('red')).probs)
+
+good = dict(vocab=colours, size=8, stats=[list(o) for o in raw], arch='simple_cnn')
+strange = [None, -1, 0, 2**70, 1.5, True, float('nan'), 'x', 'x'*10_000, [], [[]], {},
+           {'a':1}, [1]*10_000, ['a','b'], [8,-8], [8,8,8], [True,8], '\x1b[31m\n']
+
+@pytest.mark.parametrize('k', ['vocab','size','stats','arch','task','channels','resize'])
+def test_strange_headers(k, tmp_path):
+    "One short line each, and the network is never built"
+    def never(n): raise AssertionError('it was built')
+    fn = tmp_path/'m.safetensors'
+    for v in strange:
+        if (k,v)==('vocab',['a','b']): continue # that is a vocabulary
+        save_model(Mean(), fn, {**good, k:v})
+        with pytest.raises(ValueError) as e: Predictor.load(fn, dict(simple_cnn=never))
+        line = str(e.value)
+        assert 'built' not in line and len(line) < 500+len(str(fn)) and line.isprintable(), line
+
+def test_old_files(tmp_path):
+    fn = tmp_path/'m.safetensors'
+    save_model(simple_cnn(3), fn, good)
+    pred = Predictor.load(fn)
+    assert (type(pred.task),pred.channels,pred.resize) == (OneLabel,3,'squeeze')
+    assert check_meta(good, dict(simple_cnn=simple_cnn)).keys() > good.keys()

@@ -1,0 +1,304 @@
+"Images decoded faster are the same; images decoded once are right, whole and bounded"
+import os,pickle,random,resource,shutil,signal,subprocess,sys,time
+
+import numpy as np
+import pytest
+import test_images
+import test_loader
+import torch
+from PIL import Image
+from learner_from_scratch import cache
+from learner_from_scratch.cache import FastDataset,cache_key,decode_once,empty_cache,read_fast
+from learner_from_scratch.data import DataLoader,Dataset,get_image_files,read_image
+from learner_from_scratch.fetch import book_data,draw_shapes
+from learner_from_scratch.labels import Images
+from test_images import *
+from test_loader import ds,test_abandoned_iterators,test_errors_leave_nothing
+from test_loader import test_fork_in_the_middle
+
+posix = pytest.mark.skipif(os.name!='posix', reason='needs fork and signals')
+fast = pytest.mark.skipif(cache.simplejpeg is None, reason='needs simplejpeg')
+
+# --- the odd images, and a few tests of the loader, on the other path ---
+def fast_image(fn, size): return Image.fromarray(read_fast(fn, size))
+
+@pytest.fixture(autouse=True)
+def by_the_other_path(monkeypatch):
+    monkeypatch.setattr(test_images, 'read_image', fast_image)
+    monkeypatch.setattr(test_loader, 'Dataset', FastDataset)
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    return draw_shapes(tmp_path_factory.mktemp('data')/'shapes', 60, 10)
+
+@pytest.fixture
+def fns(shapes, tmp_path):
+    shutil.copytree(shapes/'train', tmp_path/'train') # each test may change its own
+    return get_image_files(tmp_path/'train')
+
+# --- decoding ---
+def off(fn, size):
+    "The largest difference of a pixel from the plain decode"
+    return np.abs(read_fast(fn, size).astype(int)-np.array(read_image(fn, size))).max()
+
+@fast
+@pytest.mark.parametrize('size', [1,8,31,64,200])
+def test_as_read_image(size, shapes, tmp_path):
+    fns = get_image_files(draw_shapes(tmp_path/'large', 10, 0, size=160))
+    fns += get_image_files(shapes)[:10]+get_image_files(book_data())[::500]
+    assert max(off(fn, size) for fn in fns)<=2
+
+@fast
+@pytest.mark.parametrize('kw', [dict(subsampling=o) for o in (0,1,2)]
+                         +[dict(progressive=True), dict(quality=30), dict(optimize=True)])
+def test_kinds_of_jpeg(kw, tmp_path):
+    "These are not left to Pillow, and any sides will do"
+    rng = np.random.default_rng(0)
+    for h,w in (1,1),(7,300),(300,7),(161,213),(640,480):
+        small = Image.fromarray(rng.integers(0, 256, (9,9,3), dtype='uint8'))
+        small.resize((w,h)).save(tmp_path/'a.jpg', **kw)
+        for size in 8,64:
+            assert cache._quick(tmp_path/'a.jpg', size) is not None
+            assert off(tmp_path/'a.jpg', size)<=2
+
+def turned():
+    exif = Image.Exif()
+    exif[274] = 6
+    return exif
+
+odd = dict(grey=('L',{}), cmyk=('CMYK',{}), rgb=('RGB',dict(keep_rgb=True)),
+           turned=('RGB',dict(exif=turned())))
+
+@pytest.mark.parametrize('name', odd)
+def test_left_to_pillow(name, tmp_path):
+    mode,kw = odd[name]
+    im = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90,60,3), dtype='uint8'))
+    im.convert(mode).save(tmp_path/'a.jpg', **kw)
+    assert cache._quick(tmp_path/'a.jpg', 32) is None
+    assert off(tmp_path/'a.jpg', 32)==0
+
+def test_broken_jpeg(fns, tmp_path):
+    "Refused by Pillow in its words, or taken by it"
+    data = fns[0].read_bytes()
+    for bad in b'',data[:20],data[:len(data)//2],b'\xff\xd8\xff'+b'a'*50:
+        (tmp_path/'bad.jpg').write_bytes(bad)
+        def said(read):
+            try: return np.asarray(read(tmp_path/'bad.jpg', 32)).tolist()
+            except OSError as e: return str(e)
+        assert said(read_fast)==said(read_image)
+    (tmp_path/'bad.jpg').write_bytes(data+b'x'*9)
+    assert off(tmp_path/'bad.jpg', 32)<=2
+
+def test_without_simplejpeg(fns, monkeypatch):
+    monkeypatch.setattr(cache, 'simplejpeg', None)
+    assert all(off(fn, 48)==0 for fn in fns[:5])
+
+@pytest.mark.parametrize('n_workers', [0,1,3])
+def test_batches(fns, n_workers):
+    a,b = [DataLoader(o(fns), bs=16, n_workers=n_workers) for o in (FastDataset,Dataset)]
+    for (x,y),(xb,yb) in zip(a, b, strict=True):
+        assert (x-xb).abs().max()<=2.1/255 and torch.equal(y, yb)
+
+# --- the file of decoded images ---
+def right(ds, fns):
+    "Are all images of `ds` those of `fns`?"
+    plain = FastDataset(fns, size=ds.size)
+    return all(ds.pixels(i)==plain.pixels(i) for i in range(len(fns)))
+
+def run(fns, folder, **kw):
+    "A run of its own: right, and how many images it decoded"
+    before = FastDataset.read
+    n = []
+    def read(*args):
+        n.append(1)
+        return before(*args)
+    try:
+        FastDataset.read = staticmethod(read)
+        read.__qualname__ = before.__qualname__
+        ds = decode_once(FastDataset(fns, **kw), folder)
+        [ds.pixels(i) for i in range(len(ds))]
+    finally: FastDataset.read = staticmethod(before)
+    assert right(ds, fns)
+    return len(n)-1 # one tells the size of a record
+
+def test_second_run(fns, tmp_path):
+    assert run(fns, tmp_path/'c')==len(fns)
+    assert run(fns, tmp_path/'c')==0
+
+def test_what_is_noticed(fns, tmp_path):
+    "A file that is changed, touched, added, deleted or renamed, other sizes, orders, classes"
+    folder = tmp_path/'c'
+    run(fns, folder)
+    Image.open(fns[1]).save(fns[0], 'JPEG')
+    assert run(fns, folder)==len(fns)
+    os.utime(fns[0], (1,1))
+    assert run(fns, folder)==len(fns)
+    assert run(fns[1:], folder)==len(fns)-1
+    new = fns[0].with_name('new.jpg')
+    shutil.copy(fns[3], new)
+    assert run(fns+[new], folder)==len(fns)+1
+    assert run(fns[::-1], folder)==len(fns)
+    assert run(fns, folder, size=32)==len(fns)
+    assert cache_key(Dataset(fns))!=cache_key(FastDataset(fns))
+    assert run(fns, folder)==0
+
+def test_bound_and_labels_are_not_in_the_key(fns):
+    "What doesn't change the pixels decodes nothing again"
+    vocab = sorted({o.parent.name for o in fns})
+    a,b = FastDataset(fns),FastDataset(fns, vocab[::-1], cache=0)
+    assert cache_key(a)==cache_key(b)
+
+def test_other_datasets(fns, tmp_path):
+    "Those with shapes of their own, too"
+    for kw in dict(size=(24,40)),dict(channels=1),dict(resize='pad'):
+        for _ in range(2):
+            ds = decode_once(Images(fns, **kw), tmp_path/'c')
+            plain = Images(fns, **kw)
+            assert all(ds.pixels(i)==plain.pixels(i) for i in range(len(ds)))
+        assert len(ds.decoded)==0
+    assert len(list((tmp_path/'c').glob('*.npy')))==3
+
+def test_size_changes(fns, tmp_path):
+    ds = decode_once(FastDataset(fns), tmp_path/'c')
+    for size in 32,64:
+        ds.size = size
+        assert right(ds, fns)
+
+def test_loader_and_pickle(fns, tmp_path):
+    ds = decode_once(FastDataset(fns), tmp_path/'c')
+    want = list(DataLoader(FastDataset(fns), bs=16))
+    for o in ds,pickle.loads(pickle.dumps(ds)):
+        for (xb,yb),(x,y) in zip(DataLoader(o, bs=16, n_workers=2), want, strict=True):
+            assert torch.equal(xb, x) and torch.equal(yb, y)
+
+# --- damage ---
+damages = dict(
+    empty=lambda b: b'', cut=lambda b: b[:-1], header=lambda b: b'?'*128+b[128:],
+    half=lambda b: b[:len(b)//2], other=lambda b: b.replace(b'<u4', b'<u2', 1),
+    head=lambda b: b[:20])
+
+@pytest.mark.parametrize('name', damages)
+def test_rebuilt(name, fns, tmp_path, capsys):
+    "What is seen when the file is opened: one line, and it is written anew"
+    run(fns, tmp_path/'c')
+    fn, = (tmp_path/'c').glob('*.npy')
+    fn.write_bytes(damages[name](fn.read_bytes()))
+    capsys.readouterr()
+    assert run(fns, tmp_path/'c')==len(fns)
+    said = capsys.readouterr().out
+    assert said.count('\n')==1 and f'{fn} is damaged: it is written anew' in said
+    assert run(fns, tmp_path/'c')==0
+
+def test_any_byte(fns, tmp_path, capsys):
+    "A byte of any record, or of its checksum: one line, right images, and then a new file"
+    rng = random.Random(0)
+    for _ in range(10):
+        run(fns, tmp_path/'c')
+        fn, = (tmp_path/'c').glob('*.npy')
+        data = bytearray(fn.read_bytes())
+        for i in rng.sample(range(128, len(data)), 3): data[i] ^= 1<<rng.randrange(8)
+        fn.write_bytes(data)
+        capsys.readouterr()
+        assert 1 <= run(fns, tmp_path/'c') <= 3
+        said = capsys.readouterr().out
+        assert said.count('\n')==1 and 'is damaged: the next run' in said
+        assert not fn.exists()
+
+# --- full disks, bounds ---
+@posix
+def test_full_disk(fns, tmp_path, capsys):
+    "One line, right images, nothing left behind"
+    soft,hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000,hard))
+    try: ds = decode_once(FastDataset(fns), tmp_path/'c')
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft,hard))
+    said = capsys.readouterr().out
+    assert said.count('\n')==1 and 'kept in memory only' in said
+    assert right(ds, fns) and len(ds.decoded)==len(fns)
+    assert {o.suffix for o in (tmp_path/'c').iterdir()} <= {'.lock'}
+
+def test_no_folder(fns, tmp_path, capsys):
+    (tmp_path/'file').touch()
+    ds = decode_once(FastDataset(fns), tmp_path/'file')
+    assert 'kept in memory only' in capsys.readouterr().out and right(ds, fns)
+
+def test_bound(fns, tmp_path, capsys):
+    "The files that were used last stay"
+    one = len(fns)*(64*64*3+4)
+    def files(): return set((tmp_path/'c').glob('*.npy'))
+    def made(fns):
+        before = files()
+        decode_once(FastDataset(fns), tmp_path/'c', most=2.5*one)
+        return files()-before
+    (a,),(b,) = made(fns),made(fns[::-1])
+    os.utime(a, (1,1)), os.utime(b, (2,2))
+    made(fns) # used again
+    c, = made(fns[1:])
+    assert files()=={a,c}
+    decode_once(FastDataset(fns*3), tmp_path/'c', most=2.5*one)
+    assert 'kept in memory only' in capsys.readouterr().out and files()=={a,c}
+
+def test_empty_cache(fns, tmp_path):
+    assert empty_cache(tmp_path/'c')==0
+    decode_once(FastDataset(fns), tmp_path/'c')
+    (tmp_path/'c/.x.npy.host-1-0.part').write_bytes(b'ab')
+    (tmp_path/'c/notes.txt').touch()
+    n = sum(o.stat().st_size for o in (tmp_path/'c').glob('*.npy'))
+    assert n > len(fns)*64*64*3 and empty_cache(tmp_path/'c')==n+2
+    assert [o.name for o in (tmp_path/'c').iterdir()]==['notes.txt']
+
+def test_unreadable_image(fns, tmp_path):
+    "It is named, as always, and no file is left"
+    fns[5].write_bytes(b'no image')
+    with pytest.raises(OSError, match=fns[5].name):
+        decode_once(FastDataset(fns), tmp_path/'c')
+    assert not list((tmp_path/'c').glob('*.npy')) and not list((tmp_path/'c').glob('.*.part'))
+
+# --- many processes, and dead ones ---
+def fork(f):
+    "A child that runs `f` and ends with its number, or with 1 if it fails"
+    pid = os.fork()
+    if pid: return pid
+    try: os._exit(f() or 0)
+    finally: os._exit(1)
+
+@posix
+def test_two_at_once(fns, tmp_path):
+    "One decodes, the others wait and find what it wrote"
+    def child():
+        n = run(fns*3, tmp_path/'c')
+        return {0:10, 3*len(fns):20}.get(n, 1)
+    ends = [os.waitpid(o, 0)[1] for o in [fork(child) for _ in range(3)]]
+    assert sorted(map(os.waitstatus_to_exitcode, ends))==[10,10,20]
+
+def size_in(folder):
+    "Bytes in `folder` so far, also of what is being written"
+    try: return sum(o.stat().st_size for o in folder.iterdir())
+    except FileNotFoundError: return 0
+
+@posix
+def test_killed_while_it_writes(fns, tmp_path):
+    "At 20 random moments; the next run finds nothing that is half"
+    many,rng,n_left = fns*5,random.Random(0),0
+    plain = FastDataset(many)
+    want = [plain.pixels(i) for i in range(len(many))]
+    for i in range(20):
+        folder,when = tmp_path/f'c{i}',rng.random()*len(many)*64*64*3
+        pid = fork(lambda: decode_once(FastDataset(many), folder) and 0)
+        end = time.monotonic()+60
+        while size_in(folder)<when and time.monotonic()<end: pass
+        time.sleep(rng.random()*.005)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        n_left += bool(list(folder.glob('.*.part')))
+        ds = decode_once(FastDataset(many), folder)
+        assert [ds.pixels(i) for i in range(len(many))]==want
+        assert not list(folder.glob('.*.part'))
+        shutil.rmtree(folder)
+    assert n_left>3 # it was in the middle of writing
+
+def test_high_is_not_wide(fns, tmp_path):
+    "Sizes may be lists, and as many pixels are not the same image"
+    for size in [16,32],[32,16]:
+        ds = decode_once(Images(fns, size=size), tmp_path/'c')
+        assert ds.pixels(3)==Images(fns, size=size).pixels(3)

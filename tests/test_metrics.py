@@ -1,0 +1,239 @@
+"Metrics over the whole set, those of others too, on two ranks too; logs; what a notebook keeps"
+import json,os,subprocess,sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from fastcore.basics import noop
+from fastcore.foundation import L
+from torch import nn
+from learner_from_scratch.callbacks import Callback,Learner
+from learner_from_scratch.checkpoint import Checkpoint
+from learner_from_scratch.learner import DataLoaders,set_lr
+from learner_from_scratch.loss import cross_entropy
+from learner_from_scratch.metrics import (
+    EarlyStopping,TensorBoard,WholeSet,from_sklearn,per_class,to_probs)
+from learner_from_scratch.modules import Linear
+from learner_from_scratch.recorder import Recorder,accuracy,lower_is_better
+
+root = Path(__file__).parent.parent
+torch.manual_seed(42)
+scores = torch.randn(205,5)
+targs = (scores + 2*torch.randn(205,5)).argmax(1)
+
+class Scores(nn.Module):
+    "Answers what it is asked, so the batches are the scores"
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(1))
+    def forward(self, x): return x*self.w
+
+def batches(scores, targs, bs=20): return [*zip(scores.split(bs), targs.split(bs))]
+
+def row(*metrics, scores=scores, targs=targs, loss=cross_entropy):
+    "The metrics in the table, of a training with `scores` as predictions"
+    rec = Recorder(*metrics)
+    rec.show = noop
+    dls = DataLoaders([], batches(scores, targs))
+    Learner(Scores(), dls, loss, 0., rec).fit(1)
+    return rec.rows[0][3:-1]
+
+# --- those of others ---
+def test_scikit_learn():
+    "Precision, recall, F1, top-k, AUC and RMSE, unchanged"
+    sk = pytest.importorskip('sklearn.metrics')
+    y,pred,probs = targs.numpy(),scores.argmax(1).numpy(),scores.softmax(1).numpy()
+    averaged = sk.precision_score,sk.recall_score,sk.f1_score
+    want = [f(y, pred, average='macro') for f in averaged]
+    got = row(*[from_sklearn(f, average='macro') for f in averaged])
+    assert got==pytest.approx(want)
+    auc = from_sklearn(sk.roc_auc_score, of=to_probs, multi_class='ovr')
+    top = from_sklearn(sk.top_k_accuracy_score, of=to_probs, k=2, name='top2')
+    want = [sk.roc_auc_score(y, probs, multi_class='ovr'),
+            sk.top_k_accuracy_score(y, probs, k=2)]
+    assert row(auc, top)==pytest.approx(want)
+    two,y = scores[:,:2],targs%2
+    auc = from_sklearn(sk.roc_auc_score, of=lambda o: to_probs(o)[:,1])
+    want = sk.roc_auc_score(y, two.softmax(1)[:,1])
+    assert row(auc, scores=two, targs=y)==pytest.approx([want])
+
+def test_numbers():
+    "Targets that are numbers"
+    sk = pytest.importorskip('sklearn.metrics')
+    x,y = scores[:,:1],scores[:,1:2]
+    rmse = from_sklearn(sk.root_mean_squared_error, of=noop)
+    mse = lambda preds,yb: ((preds-yb)**2).mean()
+    want = ((x-y)**2).mean().sqrt().item()
+    assert row(rmse, scores=x, targs=y, loss=mse)==pytest.approx([want])
+    assert lower_is_better(rmse.__name__)
+
+def test_torchmetrics():
+    try: import torchmetrics as tm
+    except Exception as e: pytest.skip(f'no torchmetrics: {e}')   # or a broken torchvision
+    kinds = dict(task='multiclass', num_classes=5)
+    f1 = tm.F1Score(**kinds, average='macro')
+    for f in f1,tm.AUROC(**kinds),tm.ConfusionMatrix(**kinds):
+        want = f(scores, targs)
+        f.reset()
+        if want.numel()>1:
+            with pytest.raises((ValueError,RuntimeError)): row(f)
+        else:
+            for o in f,WholeSet(f): assert row(o)==pytest.approx([want.item()])
+
+def test_report_is_scikit_learns():
+    sk = pytest.importorskip('sklearn.metrics')
+    some = scores.clone()
+    some[:,3] -= 100   # never named
+    how = dict(output_dict=True, zero_division=0)
+    report = sk.classification_report(targs, some.argmax(1), **how)
+    for i,o in enumerate(per_class(some, targs, 'abcde')):
+        want = [report[str(i)][k] for k in ('precision','recall','f1-score','support')]
+        assert [o[k] for k in ('precision','recall','f1','count')]==pytest.approx(want)
+
+def test_report_of_several_labels():
+    sk = pytest.importorskip('sklearn.metrics')
+    probs,there = scores.sigmoid(),(scores+torch.randn(205,5)>0).float()
+    how = dict(output_dict=True, zero_division=0)
+    report = sk.classification_report(there, probs>.5, **how)
+    for i,o in enumerate(per_class(probs, there, 'abcde')):
+        want = [report[str(i)][k] for k in ('precision','recall','f1-score','support')]
+        assert [o[k] for k in ('precision','recall','f1','count')]==pytest.approx(want)
+
+# --- on two ranks ---
+job = '''
+import sys
+from learner_from_scratch.all import *
+from learner_from_scratch.metrics import *
+torch.manual_seed(42)
+x = torch.randn(81,6)
+class Items:
+    def __len__(self): return 81
+    def __getitem__(self, i): return x[i],x[i,:3].argmax()
+@WholeSet
+def counted(preds, targs): return len(targs)
+@WholeSet
+def median(preds, targs): return preds.max(1)[0].median()
+with distrib_ctx(60):
+    dl = Shard(DataLoader(Items(), 16//num_distrib()))
+    rec = Recorder(accuracy, counted, median)
+    torch.manual_seed(0)
+    cbs = [SetupLearnerCB('cpu', noop), rec, DistributedCB()]
+    learn = Learner(Linear(6,3), DataLoaders(dl, dl), cross_entropy, .1, cbs)
+    learn.fit(2)
+    asked = learn.validate()
+name = f'{sys.argv[1]}/{rank_distrib()}of{num_distrib()}'
+torch.save([[o[1:-1] for o in rec.rows],asked], name)
+'''
+
+def test_on_two_ranks(tmp_path):
+    "The last batch is a single item: rank 1 has none of it"
+    (tmp_path/'job.py').write_text(job)
+    env = {**os.environ, 'PYTHONPATH':str(root), 'OMP_NUM_THREADS':'1'}
+    if sys.platform in ('linux','darwin'):
+        env['GLOO_SOCKET_IFNAME'] = 'lo' if sys.platform=='linux' else 'lo0'
+    torchrun = ['-m', 'torch.distributed.run', '--standalone', '--local-addr', '127.0.0.1',
+                '--nproc-per-node', '2']
+    for how in [],torchrun:
+        cmd = [sys.executable, *how, str(tmp_path/'job.py'), str(tmp_path)]
+        p = subprocess.run(cmd, env=env, capture_output=True, text=True, timeout=120)
+        assert p.returncode==0, p.stderr
+    one,*two = [torch.load(tmp_path/o) for o in ('0of1','0of2','1of2')]
+    assert [o[3] for o in one[0]]==[81,81]
+    for rows,asked in two:
+        for a,b in zip(rows, one[0]): assert a==pytest.approx(b, abs=1e-5)
+        assert asked==pytest.approx(one[1], abs=1e-5)
+
+# --- logs, and fits that go on ---
+class Kill(Callback):
+    order = 50
+    def __init__(self, epoch): self.at = epoch
+    def before_epoch(self):
+        if self.epoch==self.at: raise KeyboardInterrupt
+
+def fit(folder, n=6, kill=None, cbs=(), resume=False, lr=.1, seed=0):
+    torch.manual_seed(42)
+    x = torch.randn(60,6)
+    dls = DataLoaders(batches(x, x[:,:3].argmax(1)), batches(x[:30], x[:30,:3].argmax(1)))
+    torch.manual_seed(seed)
+    rec = Recorder(WholeSet(accuracy), jsonl=folder/'log.jsonl')
+    cbs = [rec, Checkpoint(folder/'ckpt', resume=resume), *cbs]
+    learn = Learner(Linear(6,3), dls, cross_entropy, lr, cbs)
+    with suppress(KeyboardInterrupt): learn.fit(n, cbs=L(kill).map(Kill))
+    return learn
+
+def test_jsonl_of_a_fit_that_goes_on(tmp_path):
+    "Each epoch once, with the numbers of a fit that was never killed"
+    def lines(folder):
+        return [json.loads(o) for o in (folder/'log.jsonl').read_text().splitlines()]
+    fit(tmp_path/'a', kill=3)
+    assert [o['epoch'] for o in lines(tmp_path/'a')]==[0,1,2]
+    fit(tmp_path/'a', resume=True, seed=1)
+    fit(tmp_path/'b')
+    a,b = [[{**o, 'time':0} for o in lines(tmp_path/d)] for d in 'ab']
+    assert a==b and [o['epoch'] for o in a]==[*range(6)]
+    assert sorted(o.name for o in (tmp_path/'a').iterdir())==['ckpt','log.jsonl']
+
+def test_best_of_a_fit_that_goes_on(tmp_path):
+    "The best epoch was before it was killed"
+    def stop(): return EarlyStopping(patience=9, restore_best=True)
+    class Worse(Callback):
+        def before_epoch(self):
+            if self.epoch==1: set_lr(self.opt, -1.)
+    calm = fit(tmp_path/'a', cbs=[stop(),Worse()])
+    fit(tmp_path/'b', kill=3, cbs=[stop(),Worse()])
+    learn = fit(tmp_path/'b', resume=True, cbs=[stop(),Worse()], seed=1)
+    losses = [o['valid_loss'] for o in learn.recorder.dicts()]
+    assert losses.index(min(losses))==0 and len(losses)==6
+    assert learn.validate()['valid_loss']==pytest.approx(losses[0])
+    sd = learn.model.state_dict()
+    for k,v in calm.model.state_dict().items(): assert torch.equal(v, sd[k])
+
+def test_tensorboard(tmp_path):
+    "The steps that TensorBoard reads, of a fit that went on too"
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    def log(): return [TensorBoard(tmp_path/'tb')]
+    fit(tmp_path, kill=3, cbs=log())
+    learn = fit(tmp_path, resume=True, cbs=log(), seed=1)
+    read = EventAccumulator(str(tmp_path/'tb'))
+    read.Reload()
+    assert set(read.Tags()['scalars'])=={'train_loss','valid_loss','accuracy','time'}
+    got = [(o.step,o.value) for o in read.Scalars('valid_loss')]
+    want = [(o['epoch'],pytest.approx(o['valid_loss'])) for o in learn.recorder.dicts()]
+    assert got==want
+
+def test_tensorboard_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    with pytest.raises(ImportError, match='please `pip install tensorboard`'):
+        fit(tmp_path, cbs=[TensorBoard(tmp_path/'tb')])
+
+# --- a saved notebook ---
+cell = '''
+import time,torch
+from learner_from_scratch.all import *
+class Slow(list):
+    def __iter__(self):
+        for o in super().__iter__(): time.sleep(.03); yield o
+x = torch.rand(40,8,1)
+dl = Slow((o,2*o+1) for o in x)
+mse = lambda preds,yb: ((preds-yb)**2).mean()
+learn = Learner(Linear(1,1), DataLoaders(dl, dl[:5]), mse, 0.1, Recorder(mse))
+'''
+
+def test_nothing_is_left_in_a_notebook(tmp_path):
+    "One table, without a bar, and one line; no empty outputs"
+    nbclient = pytest.importorskip('nbclient')
+    from nbformat.v4 import new_code_cell,new_notebook
+    nb = new_notebook(cells=[new_code_cell(o) for o in (cell, 'learn.fit(3)')])
+    where = {'metadata': {'path': str(tmp_path)}}
+    bars = []
+    class Client(nbclient.NotebookClient):
+        def process_message(self, msg, *args):
+            if msg['msg_type']=='update_display_data': bars.append(str(msg['content']))
+            return super().process_message(msg, *args)
+    Client(nb, timeout=120, resources=where).execute()
+    kinds = [o['output_type'] for o in nb.cells[1].outputs]
+    assert kinds==['stream','display_data'], nb.cells[1].outputs
+    assert '<progress' not in str(nb.cells[1].outputs[1])
+    assert any('<progress' in o for o in bars)
