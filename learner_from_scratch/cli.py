@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['printable', 'told', 'short_warnings', 'one_line', 'no_interrupt', 'skip_hint', 'check_there', 'lfs_train',
-           'find_images', 'answer', 'answer_line', 'save_answers', 'answer_all', 'predict_args', 'lfs_predict',
-           'lfs_find', 'lfs_empty']
+           'find_images', 'answer', 'answer_line', 'answer_table', 'save_answers', 'answer_all', 'predict_args',
+           'lfs_predict', 'lfs_find', 'lfs_empty']
 
 # %% ../nbs/39_cli.ipynb #7c243d95
 import argparse,csv,json,signal,sys,warnings
@@ -136,14 +136,14 @@ def find_images(
 # %% ../nbs/39_cli.ipynb #835e4a96
 def answer(
     fn:str, # Name of an image file
-    probs, # A tensor, the probabilities of the labels
-    vocab:list, # The labels
-    k:int=1, # How many to tell
-)->dict: # `file`, and `labels`, pairs of a label and its probability
-    "The `k` most probable labels of an image"
-    ps,idxs = probs.topk(min(k, len(probs)))
-    labels = [(vocab[i],round(p, 4)) for i,p in zip(idxs.tolist(), ps.tolist())]
-    return dict(file=fn, labels=labels)
+    probs, # What the model says of it, `(n,)`
+    pred, # The `Predictor` that was asked
+    k:int=None, # How many labels to tell; by default as many as the task wants
+)->dict: # `file`, and `labels` or `numbers`, as pairs of a name and a number
+    "The answer for an image"
+    kwargs = {} if k is None else dict(k=k)
+    pairs = pred.task.top(probs, pred.vocab, **kwargs)
+    return {'file':fn, pred.task.answers:[(o,round(p, 4)) for o,p in pairs]}
 
 # %% ../nbs/39_cli.ipynb #58aa2042
 def answer_line(
@@ -152,28 +152,39 @@ def answer_line(
 )->str:
     "An answer as a line of text"
     if as_json: return json.dumps(got)
-    labels = ', '.join(f'{o} {p:.1%}' for o,p in got['labels'])
-    return printable(f'{got["file"]}: {labels}')
+    said = [f'{o} {p:.1%}' for o,p in got.get('labels', ())]
+    said += [f'{o} {v:.4g}' for o,v in got.get('numbers', ())]
+    return printable(f'{got["file"]}: {", ".join(said) or "none"}')
+
+# %% ../nbs/39_cli.ipynb #458b29a0
+def answer_table(
+    answers:list, # As from `answer`
+)->list: # Rows, the first with the names of the columns
+    "Answers as a table"
+    if answers and 'numbers' in answers[0]:
+        head = [o for o,_ in answers[0]['numbers']]
+        return [['file',*head], *[[o['file'], *[v for _,v in o['numbers']]] for o in answers]]
+    k = max((len(o['labels']) for o in answers), default=1)
+    head = [n for i in range(1, k+1) for n in (f'label{i}',f'probability{i}')]
+    rows = [[o['file'], *[v for pair in o['labels'] for v in pair]] for o in answers]
+    return [['file',*head], *rows]
 
 # %% ../nbs/39_cli.ipynb #4ae7f29a
 def save_answers(
     answers:list, # As from `answer`
     fn:str, # File to write
 ):
-    "Save answers as a CSV file: the image, then each label and its probability"
+    "Save answers as a CSV file"
     from learner_from_scratch.fetch import whole
-    k = max((len(o['labels']) for o in answers), default=1)
-    names = [n for i in range(1, k+1) for n in (f'label{i}',f'probability{i}')]
-    rows = [[o['file'], *[v for pair in o['labels'] for v in pair]] for o in answers]
     kwargs = dict(newline='', encoding='utf-8', errors='backslashreplace')
     with whole(fn) as tmp, open(tmp, 'w', **kwargs) as f:
-        csv.writer(f).writerows([['file',*names], *rows])
+        csv.writer(f).writerows(answer_table(answers))
 
 # %% ../nbs/39_cli.ipynb #1a7db410
 def answer_all(
     pred, # A `Predictor`
     files:list, # Names of image files
-    k:int, # Labels to tell
+    k, # Labels to tell, or `None`, as for `answer`
     tell, # Function of an answer; called for each
     bs:int=64, # Images to ask about at once
 )->list: # Texts, with the names of the files
@@ -184,7 +195,7 @@ def answer_all(
             warnings.simplefilter('ignore')
             got = pred.predict(files[i:i+bs])
         for fn,o in zip(got.items, got):
-            if o: tell(answer(fn, o.probs, pred.vocab, k))
+            if o: tell(answer(fn, o.probs, pred, k))
         errors += [why for _,why in got.errors]
     return errors
 
@@ -196,7 +207,7 @@ def predict_args(
     p = argparse.ArgumentParser('lfs_predict', description=lfs_predict.__doc__)
     p.add_argument('model', help='a model.safetensors of lfs_train')
     p.add_argument('images', nargs='+', help='image files, folders, or patterns in quotes')
-    p.add_argument('--topk', type=int, default=1, help='labels to tell for each image')
+    p.add_argument('--topk', type=int, help='labels to tell for each image')
     p.add_argument('--csv', help='file to write a table to')
     p.add_argument('--json', action='store_true', help='print a line of JSON for each image')
     p.add_argument('--arch', help='network of the model, if it is package.module:function')
@@ -206,10 +217,11 @@ def predict_args(
 def lfs_predict(
     args:list=None, # Model and images; by default those of the command line
 ):
-    "Print the label of each image, and how probable it is"
+    "Print the label of each image, and how probable it is, or its numbers"
     args = predict_args(args)
     with one_line('lfs_predict'):
-        if args.topk<1: raise ValueError(f'`topk` must be at least 1, got {args.topk}')
+        if args.topk is not None and args.topk<1:
+            raise ValueError(f'`topk` must be at least 1, got {args.topk}')
         check_there(args.model)
         with no_interrupt(): from learner_from_scratch import folders,runs
         pred = runs.load_predictor(args.model, args.arch)

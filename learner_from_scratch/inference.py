@@ -36,13 +36,17 @@ from .checkpoint import *
 # %% ../nbs/13_inference.ipynb #51df0832
 class Task:
     "What the targets are; a subclass has `loss`, `activation`, `decode` and `item_losses`"
-    kinds,metrics = {},()
+    kinds,metrics,answers = {},(),'labels'
     def __init_subclass__(cls): Task.kinds[cls.__name__] = cls
     def truth(self, targ, vocab): return self.decode(targ, vocab)
     def title(self, probs, vocab): return self.decode(probs, vocab)
     def index(self, probs): return probs.argmax().item()
     def right(self, probs, targ, vocab):
         return self.decode(probs, vocab)==self.truth(targ, vocab)
+
+    def top(self, probs, vocab, k=1):
+        ps,idxs = probs.topk(min(k, len(probs)))
+        return [(vocab[i],p) for i,p in zip(idxs.tolist(), ps.tolist())]
 
 # %% ../nbs/13_inference.ipynb #425b6d9d
 class OneLabel(Task):

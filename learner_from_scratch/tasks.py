@@ -71,6 +71,10 @@ class SeveralLabels(Task):
         for o in label: res[super().target(o, v2i)] = 1
         return res
 
+    def top(self, probs, vocab, k=None):
+        if k is None: k = (probs>0.5).sum().item()
+        return super().top(probs, vocab, k)
+
     def loss(self, preds, yb): return binary_cross_entropy(preds, yb)
     def activation(self, preds): return preds.sigmoid()
     def decode(self, probs, vocab):
@@ -236,7 +240,7 @@ def mean_absolute_error(
 # %% ../nbs/31_tasks.ipynb #870ae459
 class Numbers(Task):
     "Numbers for an image: targets are float32, `(n, names)`"
-    metrics = mean_absolute_error,
+    metrics,answers = (mean_absolute_error,),'numbers'
     def __init__(self,
         *vocab:str, # Names of the numbers; by default they are counted
     ): self.vocab = L(vocab)
@@ -264,6 +268,7 @@ class Numbers(Task):
     def activation(self, preds): return preds
     def right(self, probs, targ, vocab): return True # no number is ever hit exactly
     def decode(self, probs, vocab): return ', '.join(f'{o:.4g}' for o in probs.tolist())
+    def top(self, probs, vocab, k=None): return list(zip(vocab, probs.tolist()))
     def item_losses(self, probs, targs): return (probs-targs).square().mean(1)
 
 numbers = Numbers()

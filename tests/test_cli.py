@@ -11,7 +11,9 @@ from learner_from_scratch.checkpoint import load_weights,save_model
 from learner_from_scratch.cli import lfs_find,lfs_predict,lfs_train
 from learner_from_scratch.data import get_image_files
 from learner_from_scratch.fetch import draw_shapes
+from learner_from_scratch.inference import Predictor
 from learner_from_scratch.modules import simple_cnn
+from learner_from_scratch.tasks import Numbers,several_labels
 from messy import broken,heic,make_messy
 
 posix = pytest.mark.skipif(os.name!='posix', reason='needs signals and pipes')
@@ -346,6 +348,31 @@ def test_predict_many(shapes, trained, tmp_path, capsys, monkeypatch):
     assert len(rows)==2*n+1 and rows[1].startswith(f'{got[0]["file"]},')
     assert '`topk`' in refused(lfs_predict, [model, 'ims', '--topk=0'])
     assert 'ims' in refused(lfs_predict, [model, 'ims', '--csv=ims'])
+
+def other_task(task, bias, path):
+    "A model file whose answers are `bias`, nearly"
+    model = simple_cnn(len(bias))
+    *_,w,b = model.parameters()
+    w.data.zero_()
+    b.data.copy_(torch.tensor(bias))
+    Predictor(model, ['long','wide'], 32, task=task).save(path)
+    return str(path)
+
+def test_predict_numbers(im, tmp_path, capsys):
+    "Each with its name, and none of them is a probability"
+    model = other_task(Numbers(), [3.25,-120.], tmp_path/'model.safetensors')
+    lfs_predict([model, im])
+    assert capsys.readouterr().out==f'{im}: long 3.25, wide -120\n'
+    lfs_predict([model, im, '--json', f'--csv={tmp_path}/a.csv'])
+    assert json.loads(capsys.readouterr().out)['numbers']==[['long',3.25],['wide',-120.]]
+    assert (tmp_path/'a.csv').read_text()==f'file,long,wide\n{im},3.25,-120.0\n'
+
+@pytest.mark.parametrize('bias,says', [
+    ([9.,-9.], 'long 100.0%'), ([9.,9.], 'long 100.0%, wide 100.0%'), ([-9.,-9.], 'none')])
+def test_predict_several_labels(bias, says, im, tmp_path, capsys):
+    "All that are rather there than not"
+    lfs_predict([other_task(several_labels, bias, tmp_path/'model.safetensors'), im])
+    assert capsys.readouterr().out==f'{im}: {says}\n'
 
 def test_old_model_file(im, tmp_path, capsys):
     "The fields are those of files from when there was but one network"
