@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['torch_layers', 'with_numbers', 'conv_twin', 'torch_class', 'torch_part', 'torch_twin', 'to_torch', 'check_packages',
-           'onnx_meta', 'sample_images', 'onnx_bytes', 'check_onnx', 'export_onnx', 'lfs_export']
+           'onnx_meta', 'sample_images', 'quiet_export', 'onnx_bytes', 'check_onnx', 'export_onnx', 'lfs_export']
 
 # %% ../nbs/33_export.ipynb #41b1d7e9
-import json,sys,warnings
+import json,logging,sys,warnings
 import numpy as np
 import torch
 from collections import OrderedDict
+from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
 from torch import nn
@@ -138,6 +139,19 @@ def sample_images(
     "Images of random pixels"
     return list(np.random.default_rng(42).integers(0, 256, (n,8,8,3), dtype='uint8'))
 
+# %% ../nbs/33_export.ipynb #f419fb5a
+@contextmanager
+def quiet_export():
+    "In this block, PyTorch's exporter tells errors only"
+    log = logging.getLogger('torch.onnx')
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)
+            yield
+    finally: log.setLevel(level)
+
 # %% ../nbs/33_export.ipynb #3509b2b3
 def onnx_bytes(
     pred:Predictor, # Without a `transform`
@@ -148,8 +162,7 @@ def onnx_bytes(
     net,xb = to_torch(pred.model).cpu().eval(),pred.inputs(*sample_images(2)).cpu()
     n = torch.export.Dim('n')
     names = dict(input_names=['images'], output_names=['scores'])
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning) # PyTorch's, of its own code
+    with quiet_export():
         prog = torch.onnx.export(net, (xb,), dynamo=True, verbose=False,
                                  dynamic_shapes=({0:n},), **names)
     model = prog.model_proto
