@@ -152,8 +152,10 @@ class Muon(Momentum):
         momentum:float=0.95, # Share of the mean that is left at the next step
         nesterov:bool=True, # Look one step ahead?
         wd:float=0., # Weight decay, apart from the gradient
+        rounds:int=5, # Rounds of the iteration
     ):
         super().__init__(params, lr, momentum, nesterov, wd)
+        self.rounds = rounds
         for g in self.param_groups:
             for p in g['params']:
                 if p.ndim<2: raise ValueError(f'Muon needs matrices, and has {tuple(p.shape)}')
@@ -161,7 +163,7 @@ class Muon(Momentum):
     def update(self, p, grad, s, g):
         m = s['momentum_buffer'].lerp_(grad, 1-g['momentum'])
         step = grad.lerp(m, g['momentum']) if g['nesterov'] else m
-        step = orthogonal(step.flatten(1)).view_as(p)
+        step = orthogonal(step.flatten(1), self.rounds).view_as(p)
         p.mul_(1 - g['lr']*g['weight_decay'])
         n,m = p.flatten(1).shape
         p.sub_(g['lr'] * math.sqrt(max(1, n/m)) * step)

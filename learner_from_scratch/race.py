@@ -36,8 +36,9 @@ class Recipe:
     epochs:int=8 # Passes over the training images
     lr:float=0.1 # Highest learning rate
     bs:int=128 # Batch size
-    size:int=64 # Side of the images that the network sees, in pixels
+    size:int=64 # Side of the images that the network sees in training, in pixels
     extra:int=0 # By how much larger training images are decoded, to cut from
+    valid_size:int=None # Side of the images in validation; by default `size`
     opt_func:Callable=SGD # From parameters and learning rate to an optimizer
     loss_func:Callable=cross_entropy # From scores and targets to a number
     cbs:tuple=() # Functions without arguments, each makes a callback
@@ -59,7 +60,7 @@ def racer(
     "A learner for `recipe`, to be fitted once"
     torch.manual_seed(seed)
     train = Dataset(train, size=recipe.size+recipe.extra)
-    valid = Dataset(valid, train.vocab, recipe.size)
+    valid = Dataset(valid, train.vocab, recipe.valid_size or recipe.size)
     dls = DataLoaders(DataLoader(train, recipe.bs, True, n_workers=2),
                       DataLoader(valid, 256, n_workers=2))
     cbs = [SetupLearnerCB('cpu'), TrainOnly(), Schedule(lr=one_cycle())]
@@ -102,7 +103,7 @@ def normed_cnn(
 
 # %% ../nbs/26_race.ipynb #4759eed6
 class GrowingCrops(ProgressiveSizes):
-    "Random boxes of the training images, scaled to squares that grow from epoch to epoch"
+    "Random boxes, mirrored in every other epoch, scaled to squares that grow with the epochs"
     def __init__(self,
         start:int, # Side of the squares in the first epoch, in pixels
         full:int, # Side from `share` of the epochs on
@@ -116,7 +117,8 @@ class GrowingCrops(ProgressiveSizes):
     def before_batch(self):
         if not self.model.training: return
         xb,yb = self.batch
-        xb = resized_crop(xb, self.size(self.full), self.scale)
+        mirror = mirrored(xb, self.epoch)
+        xb = resized_crop(xb, self.size(self.full), self.scale, mirror=mirror)
         self.learner.batch = xb.contiguous(memory_format=torch.channels_last),yb
 
 # %% ../nbs/26_race.ipynb #f7895aa4
@@ -129,7 +131,7 @@ def muon(
     for p in params:
         inside = p.ndim==4 and p.shape[1]>3
         (filters if inside else rest).append(p)
-    return Together(Muon(filters, lr), adamw(rest, lr/4))
+    return Together(Muon(filters, lr, rounds=3), adamw(rest, lr/4))
 
 # %% ../nbs/26_race.ipynb #108463fb
 def has_bf16()->bool:
@@ -154,11 +156,11 @@ def race_steps()->dict: # Recipes by name
     add('BatchNorm', arch=normed_cnn, lr=0.01)
     add('batches of 64', bs=64)
     add('residual', arch=small_resnet)
-    add('augmentation', extra=16, cbs=(AlternatingFlip,crops))
+    add('augmentation', extra=16, cbs=(crops,))
     add('label smoothing', loss_func=CrossEntropy(label_smoothing=0.1))
     add('Muon', opt_func=muon, lr=0.05)
-    add('bfloat16', cbs=(AlternatingFlip,crops,half_width))
-    add('growing pictures', cbs=(AlternatingFlip,growing,half_width))
+    add('bfloat16', cbs=(crops,half_width))
+    add('growing pictures', cbs=(growing,half_width))
     return rows
 
 # %% ../nbs/26_race.ipynb #e5265685
@@ -166,23 +168,24 @@ def fast(
     w:int, # Channels of the first layer of `small_resnet`
     epochs:int, # Passes over the training images
     start:int, # Side of the training images in the first epoch, in pixels
-    size:int, # Side in the last epochs, and in validation
+    size:int, # Side in the last epochs
     scale:float, # Smallest box, as a share of the area
-    bs:int, # Batch size
+    bs:int=64, # Batch size
+    valid_size:int=None, # Side of the images in validation; by default `size`
 )->Recipe:
     "All ideas, for one size of network and images"
     crops = partial(GrowingCrops, start, size, scale)
     return replace(race_steps()['growing pictures'], arch=partial(small_resnet, w=w),
-                   epochs=epochs, size=size, extra=size//4, bs=bs,
-                   cbs=(AlternatingFlip,crops,half_width))
+                   epochs=epochs, size=size, extra=size//4, valid_size=valid_size, bs=bs,
+                   cbs=(crops,half_width))
 
 def race_budgets()->dict: # Recipes by name
     "Recipes for 0.5 T, 1 T, 3 T, 12 T and a long training"
-    return {'T0.5': fast(16,  5, 32,  64, 0.6,   64),
-            'T1':   fast(16,  8, 48,  80, 0.6,   64),
-            'T3':   fast(24, 15, 48,  80, 0.5,  128),
-            'T12':  fast(32, 27, 64,  96, 0.35, 128),
-            'long': fast(64, 40, 64, 128, 0.35, 128)}
+    return {'T0.5': fast(16,  5, 32,  64, 0.6),
+            'T1':   fast(16, 11, 48,  64, 0.6),
+            'T3':   fast(24, 17, 48,  80, 0.4,  valid_size=96),
+            'T12':  fast(32, 32, 64,  96, 0.35, valid_size=112),
+            'long': fast(64, 40, 64, 128, 0.35, 128, valid_size=144)}
 
 # %% ../nbs/26_race.ipynb #fc0a1920
 race_bounds = {'T0.5':0.70, 'T1':0.77, 'T3':0.81, 'T12':0.86, 'long':0.90}
