@@ -182,9 +182,9 @@ def fast(
 def race_budgets()->dict: # Recipes by name
     "Recipes for 0.5 T, 1 T, 3 T, 12 T and a long training"
     return {'T0.5': fast(16,  5, 32,  64, 0.6),
-            'T1':   fast(16, 11, 48,  64, 0.6),
-            'T3':   fast(24, 17, 48,  80, 0.4,  valid_size=96),
-            'T12':  fast(32, 32, 64,  96, 0.35, valid_size=112),
+            'T1':   fast(16, 10, 48,  64, 0.6),
+            'T3':   fast(24, 15, 48,  80, 0.4,  valid_size=96),
+            'T12':  fast(32, 27, 64,  96, 0.35, valid_size=112),
             'long': fast(64, 40, 64, 128, 0.35, 128, valid_size=144)}
 
 # %% ../nbs/26_race.ipynb #fc0a1920
