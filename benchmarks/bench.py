@@ -143,15 +143,15 @@ def listed(n):
 
 def start():
     "Seconds until the command has answered, and of imports: the least of five"
-    lib = 'learner_from_scratch'
-    codes = dict(help=f"import sys\nsys.argv = ['lfs_train','--help']\n"
-                      f"from {lib}.cli import lfs_train\nlfs_train()",
-                 torch='import torch', all=f'import torch\nfrom {lib}.all import *')
-    def secs(code):
+    py = sys.executable
+    cmds = dict(help=[Path(py).with_name('lfs_train'), '--help'],
+                torch=[py, '-c', 'import torch'],
+                all=[py, '-c', 'import torch\nfrom learner_from_scratch.all import *'])
+    def secs(cmd):
         start = time.perf_counter()
-        subprocess.run([sys.executable, '-c', code], stdout=quiet)
+        subprocess.run(cmd, stdout=quiet, check=True)
         return time.perf_counter()-start
-    return {k: min(secs(o) for _ in range(5)) for k,o in codes.items()}
+    return {k: min(secs(o) for _ in range(5)) for k,o in cmds.items()}
 
 def script(name):
     "Run another script of this folder, and return what it writes"

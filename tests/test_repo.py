@@ -1,5 +1,5 @@
 "The repository agrees with itself: library, notebooks, README and metadata"
-import importlib,inspect,re,shutil,subprocess,sys
+import importlib,inspect,json,re,shutil,subprocess,sys
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -45,6 +45,11 @@ def test_notebooks_are_clean(made):
 
 def test_readme_is_the_index():
     assert text('README.md')==readme(), 'run `python tools/readme.py`'
+
+def test_what_the_readme_says_of_the_race():
+    assert 'right for 84 in a hundred or more' in readme()
+    rows = json.loads((root/'benchmarks/research.json').read_text())['rows']
+    assert all(o['accuracy']>0.84 and o['secs']<3*o['T'] for o in rows['T3']['runs'])
 
 def test_tree_of_files():
     "The README names all folders, and no file that isn't there"
