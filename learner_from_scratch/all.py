@@ -1,6 +1,5 @@
-"Everything of the book, and what its pages import: `from learner_from_scratch.all import *`"
+"Everything of the book, and what its pages import but pyplot"
 import torch
-import matplotlib.pyplot as plt
 import numpy as np
 import torch.nn.functional as F
 from functools import partial

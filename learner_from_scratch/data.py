@@ -16,7 +16,6 @@ from io import BytesIO
 from itertools import islice
 from queue import Empty,SimpleQueue
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image,ImageOps
@@ -96,12 +95,13 @@ def grandparent_split(
 # %% ../nbs/01_data.ipynb #e1593802
 def show_image(
     im, # PIL image, array, or tensor `(h, w, 3)`, `(3, h, w)`, `(h, w)` or with 1 channel
-    ax:plt.Axes=None, # Where to draw; new axes by default
+    ax=None, # Axes to draw on; new ones by default
     figsize:tuple=None, # Size of new axes, in inches
     title=None, # Text above the image
     **kwargs, # Passed to `imshow`
-)->plt.Axes: # The axes
+): # The axes
     "Show one image, without the frame"
+    import matplotlib.pyplot as plt
     if isinstance(im, torch.Tensor): im = im.detach().cpu()
     im = np.asarray(im)
     first_axis = im.ndim==3 and im.shape[0] in (1,3) and im.shape[-1] not in (1,3)
@@ -121,6 +121,7 @@ def show_images(
     imsize:float=1.5, # Side of each image, in inches
 ):
     "Show a grid of images with their titles"
+    import matplotlib.pyplot as plt
     nrows = (len(ims)-1)//ncols+1
     size = imsize*ncols,imsize*nrows*1.2
     _,axs = plt.subplots(nrows, ncols, figsize=size, squeeze=False)

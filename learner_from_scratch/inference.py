@@ -11,7 +11,6 @@ __all__ = ['one_label', 'max_size', 'max_classes', 'resizers', 'known_archs', 'T
 
 # %% ../nbs/13_inference.ipynb #55598315
 import reprlib,stat,warnings
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from contextlib import closing
@@ -592,6 +591,7 @@ def show_preds(
     notes=None, # The loss of each image shown, as a text below its prediction
 ):
     "Show images with truth and prediction, as a line above them says, in red where these differ"
+    import matplotlib.pyplot as plt
     task,vocab = of_data(dl, 'task', default=one_label),vocab_of(dl)
     truth = [task.truth(targs[i], vocab) for i in idxs]
     lines = [truth, [task.title(probs[i], vocab) for i in idxs], *([notes] if notes else [])]
@@ -640,6 +640,7 @@ def confusion_matrix(
 @patch
 def plot_confusion_matrix(self:Learner):
     "Draw the confusion matrix of the validation set"
+    import matplotlib.pyplot as plt
     cm = confusion_matrix(*self.get_preds())
     vocab,n = vocab_of(self.dls.valid),len(cm)
     side = .45*min(n, 60) # inches; a thousand classes would be a picture of a gigapixel

@@ -8,7 +8,6 @@ __all__ = ['hooked', 'leaves', 'lsuv', 'ActivationStats', 'dead_share']
 # %% ../nbs/21_inside.ipynb #7a07018f
 from contextlib import ExitStack,contextmanager
 from functools import partial
-import matplotlib.pyplot as plt
 import torch
 from torch import nn,Tensor
 from fastcore.all import *
@@ -126,6 +125,7 @@ def plot_lines(self:ActivationStats,
     axs=None, # Three axes; new ones by default
 ):
     "Mean, deviation and dead share of each layer over the batches"
+    import matplotlib.pyplot as plt
     if axs is None: axs = plt.subplots(1, 3, figsize=(9,2.8), layout='constrained')[1]
     for ax,k in zip(axs, ('mean','std','dead')):
         for name,s in self.stats.items(): ax.plot(s[k], label=name)
@@ -138,6 +138,7 @@ def plot_hists(self:ActivationStats,
     axs=None, # Axes, one for each layer; new ones by default
 ):
     "The histograms of each layer over the batches, on a logarithmic scale"
+    import matplotlib.pyplot as plt
     n = len(self.stats)
     if axs is None:
         size = dict(figsize=(1.8*n,2.2), layout='constrained', squeeze=False)

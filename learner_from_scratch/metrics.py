@@ -9,7 +9,6 @@ __all__ = ['WholeSet', 'to_classes', 'to_probs', 'from_sklearn', 'Rows', 'named_
 # %% ../nbs/16_metrics.ipynb #51b0fbaf
 import math
 from copy import copy
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 from fastcore.all import *
@@ -155,6 +154,7 @@ def plot_reliability(self:Learner,
     n:int=10, # Bins
 ):
     "Draw how often the network is right, by how sure it is"
+    import matplotlib.pyplot as plt
     bins = reliability(*self.get_preds(), n)
     ax = plt.subplots(figsize=(5,3.5))[1]
     starts,shares = [o['from'] for o in bins],[o['right'] for o in bins]

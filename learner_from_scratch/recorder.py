@@ -12,7 +12,6 @@ from base64 import b64encode
 from collections import namedtuple
 from copy import copy,deepcopy
 from io import BytesIO
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from fastcore.all import *
@@ -210,6 +209,7 @@ def plot_loss(self:Recorder,
     ax=None, # Axes to draw on; the current ones by default
 ):
     "Training loss of each batch, and validation loss of each epoch"
+    import matplotlib.pyplot as plt
     ax = ax or plt.gca()
     ax.plot(self.losses, alpha=.6, label='train')
     ax.plot(self.ends, [o[2] for o in self.rows], marker='o', label='valid')
@@ -219,6 +219,7 @@ def plot_loss(self:Recorder,
 # %% ../nbs/11_recorder.ipynb #128de9a7
 @patch
 def _repr_html_(self:Recorder):
+    import matplotlib.pyplot as plt
     names,*rows = self.cells()
     table = Table(Thead(Tr(*map(Th, names))), Tbody(*[Tr(*map(Td, o)) for o in rows]))
     if not rows: return to_xml(table)
@@ -259,6 +260,7 @@ def plot_lr(self:Recorder,
     ax=None, # Axes to draw on; the current ones by default
 ):
     "Learning rate of each batch"
+    import matplotlib.pyplot as plt
     ax = ax or plt.gca()
     ax.plot(self.lrs)
     ax.set(xlabel='batch', ylabel='learning rate')
@@ -267,6 +269,7 @@ def plot_lr(self:Recorder,
 @patch
 def plot(self:Recorder):
     "Losses and learning rate, side by side"
+    import matplotlib.pyplot as plt
     _,axs = plt.subplots(1, 2, figsize=(9,3.2), layout='constrained')
     self.plot_loss(axs[0])
     self.plot_lr(axs[1])
@@ -402,6 +405,7 @@ def lr_find(self:Learner,
 
 # %% ../nbs/11_recorder.ipynb #d20845ed
 def _plot_lr_find(finder, sugg, smooth):
+    import matplotlib.pyplot as plt
     lrs,losses = finder.lrs,finder.losses
     ax = plt.subplots()[1]
     ax.plot(lrs, losses, alpha=.3)

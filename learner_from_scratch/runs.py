@@ -13,7 +13,6 @@ __all__ = ['archs', 'augs', 'opts', 'usual_lrs', 'kinds', 'import_path', 'find_a
 
 # %% ../nbs/38_runs.ipynb #18b00004
 import importlib,json,math,sys
-import matplotlib.pyplot as plt
 import torch
 from contextlib import contextmanager
 from functools import partial
@@ -537,6 +536,7 @@ def save_figure(
     path:Path, # Name of the picture, such as `curves.png`; the suffix is its format
 ):
     "Save the current figure, whole or not at all, and close it"
+    import matplotlib.pyplot as plt
     kind = Path(path).suffix[1:] or 'png'
     with whole(path) as f: plt.savefig(f, format=kind)
     plt.close()
@@ -608,6 +608,7 @@ def train_folder(
     **kwargs, # For `folder_learner`
 )->Path: # `out`
     "Train on an image folder; save model, table, pictures and a report in `out`"
+    import matplotlib.pyplot as plt
     plt.close(plt.figure())
     path,out = image_folder(folder),Path(out or run_folder(folder))
     check_place(out, path)

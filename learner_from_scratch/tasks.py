@@ -8,7 +8,6 @@ __all__ = ['several_labels', 'numbers', 'binary_cross_entropy', 'right_answers',
            'mean_squared_error', 'mean_absolute_error', 'Numbers', 'class_weights', 'BalancedLoader']
 
 # %% ../nbs/31_tasks.ipynb #818c76f5
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from functools import partial
@@ -205,6 +204,7 @@ def label_confusions(
 @patch
 def plot(self:SeveralLabels, learn:Learner):
     "Draw the confusion matrix of each label"
+    import matplotlib.pyplot as plt
     vocab = vocab_of(learn.dls.valid)
     cms = label_confusions(*learn.get_preds(), vocab)
     show_images([o.numpy() for o in cms.values()], vocab)
@@ -289,6 +289,7 @@ def begin(self:Numbers,
 @patch
 def plot(self:Numbers, learn:Learner):
     "Draw each number as it was predicted, against the true one"
+    import matplotlib.pyplot as plt
     preds,targs = learn.get_preds()
     vocab = vocab_of(learn.dls.valid)
     _,axs = plt.subplots(1, len(vocab), figsize=(3*len(vocab),3), squeeze=False)
