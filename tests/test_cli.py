@@ -539,11 +539,13 @@ def test_fast_answers(cmd, says, tmp_path):
 def test_arguments_are_missing():
     assert subprocess.run([console('lfs_predict'), 'm'], capture_output=True).returncode==2
 
-def test_unknown_backend(im):
-    cmd = [console('lfs_predict'), im, im]
+def test_unknown_backend(shapes, tmp_path):
+    "Told before the training, as the pictures come after it"
+    cmd = [console('lfs_train'), shapes, '--out', tmp_path/'out']
     env = {**os.environ, 'MPLBACKEND':'easel'}
     r = subprocess.run(cmd, env=env, capture_output=True, text=True)
     assert r.returncode==1 and 'easel' in r.stderr and len(r.stderr.splitlines())==1
+    assert not (tmp_path/'out').exists()
 
 importing = '''
 import sys
