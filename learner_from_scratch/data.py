@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['imagenette_stats', 'norm', 'image_formats', 'image_extensions', 'get_files', 'get_image_files', 'grandparent_split',
            'show_image', 'show_images', 'collate', 'DataLoader', 'Chunk', 'in_threads', 'Normalize', 'tfm_x', 'square',
-           'read_image', 'bar', 'verify_images', 'total_memory', 'Dataset']
+           'read_image', 'verify_images', 'total_memory', 'Dataset']
 
 # %% ../nbs/01_data.ipynb #d81346d3
-import atexit,os,stat,struct,sys,time,warnings
+import atexit,os,stat,struct,time,warnings
 from _thread import get_ident,start_new_thread
 from collections import deque
 from contextlib import suppress
@@ -21,7 +21,6 @@ import torch
 from PIL import Image,ImageOps
 from torch import tensor
 from fastcore.all import *
-from fastprogress.fastprogress import progress_bar
 from .fetch import *
 
 # %% ../nbs/01_data.ipynb #d00b1d79
@@ -343,16 +342,6 @@ def read_image(
                 _draft(im, size)
                 return square(im, size)
     except Exception as e: raise OSError(f"can't read image {fn}: {e}") from e
-
-# %% ../nbs/01_data.ipynb #881c6565
-def bar(
-    dl, # Anything with a length
-): # The same items
-    "`dl`, with a progress bar in a notebook or a terminal, which goes away at the end"
-    watched = IN_NOTEBOOK or sys.stdout.isatty()
-    items = progress_bar(dl, leave=False) if watched and len(dl) else dl
-    try: yield from items
-    finally: getattr(items, 'on_iter_end', noop)()
 
 # %% ../nbs/01_data.ipynb #43c0137e
 def _unreadable(fns):
