@@ -7,7 +7,7 @@ __all__ = ['archs', 'augs', 'opts', 'usual_lrs', 'kinds', 'import_path', 'find_a
            'which_arch', 'build_network', 'image_folder', 'check_labels', 'table_file', 'label_columns',
            'folder_datasets', 'usual_bs', 'folder_loaders', 'batch_stats', 'folder_stats', 'no_aug', 'flip_aug',
            'full_aug', 'decayed', 'muon_adamw', 'check_known', 'check_numbers', 'usual_epochs', 'tell_bf16',
-           'folder_learner', 'run_folder', 'check_place', 'only_run', 'save_settings', 'load_settings', 'run_settings',
+           'folder_learner', 'run_folder', 'check_place', 'save_settings', 'load_settings', 'run_settings',
            'old_options', 'note_settings', 'checkpoints', 'check_state', 'check_settings', 'begin_run', 'enough_memory',
            'fit_run', 'save_figure', 'save_results', 'predict_command', 'can_go_on', 'finish_run', 'train_folder']
 
@@ -20,7 +20,6 @@ from shlex import quote
 from typing import Callable
 from zlib import crc32
 from fastcore.all import *
-from filelock import FileLock,Timeout
 from .fetch import *
 from .data import *
 from .modules import *
@@ -367,20 +366,6 @@ def check_place(
         if out.resolve().is_relative_to(o.resolve()):
             raise ValueError(f'{out} is in {o}, its pictures would be images: choose another --out')
 
-# %% ../nbs/38_runs.ipynb #18b00024
-@contextmanager
-def only_run(
-    out:Path, # Folder for the results, to be made
-):
-    "Lock `out` in this block; raises `ValueError` if another training has it"
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out/'.lock')
-    try: lock.acquire(timeout=0)
-    except Timeout as e:
-        raise ValueError(f'another training writes to {out}: wait, or choose another --out') from e
-    try: yield
-    finally: lock.release()
-
 # %% ../nbs/38_runs.ipynb #18b0002b
 def save_settings(
     out:Path, # Folder of the run
@@ -621,7 +606,8 @@ def train_folder(
         learn = folder_learner(path, csv=out/'log.csv', **kwargs)
     if epochs is None: epochs = usual_epochs(len(learn.dls.train))
     settings = run_settings(learn, path, epochs)
-    with only_run(out):
+    out.mkdir(parents=True, exist_ok=True)
+    with only_one(out):
         begin_run(out, settings, resume, force)
         with can_go_on(folder, out, settings['arch']):
             finish_run(learn, out, settings, resume)

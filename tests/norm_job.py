@@ -1,16 +1,9 @@
 """What `test_norm.py` starts on two ranks: `norm_job.py FOLDER`"""
 import sys
+from bright import Items
 from learner_from_scratch.all import *
 from learner_from_scratch.optimizers import *
 from learner_from_scratch.norm import *
-
-class Items:
-    "Random small images, a little brighter in class 1"
-    def __init__(self, n, seed):
-        self.x = torch.rand(n,8,8,3, generator=torch.manual_seed(seed))
-        self.y = torch.arange(n)%2
-    def __len__(self): return len(self.y)
-    def __getitem__(self, i): return self.x[i]+0.3*self.y[i],self.y[i]
 
 torch.set_num_threads(1)
 torch.manual_seed(42+rank_distrib())
