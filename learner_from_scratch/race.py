@@ -185,7 +185,7 @@ def race_budgets()->dict: # Recipes by name
             'T1':   fast(16, 10, 48,  64, 0.6),
             'T3':   fast(24, 15, 48,  80, 0.4,  valid_size=96),
             'T12':  fast(32, 27, 64,  96, 0.35, valid_size=112),
-            'long': fast(64, 40, 64, 128, 0.35, 128, valid_size=144)}
+            'long': fast(48, 36, 64, 128, 0.35, valid_size=144)}
 
 # %% ../nbs/26_race.ipynb #fc0a1920
 race_bounds = {'T0.5':0.70, 'T1':0.77, 'T3':0.81, 'T12':0.86, 'long':0.90}
