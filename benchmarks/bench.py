@@ -50,13 +50,14 @@ def passes(name, path, **kw):
     return dict(first=speeds[0], later=later, secs=ps[0]['secs'], peak=peak)
 
 quiet = subprocess.DEVNULL
-needs = dict(lightning='import lightning', fastai='import fastai',
+cuda_less = 'import contestants\ncontestants.torchvision()\n'
+needs = dict(lightning=cuda_less+'import lightning', fastai='import fastai',
              decode_jpeg='import torch,torchvision\ntorch.ops.image.decode_jpeg')
 
 def installed(names):
     "Those of `names` whose library is there, and works"
     def works(code):
-        res = subprocess.run([sys.executable, '-c', code], stderr=quiet)
+        res = subprocess.run([sys.executable, '-c', code], cwd=here, stderr=quiet)
         return res.returncode==0
     return [o for o in names if o not in needs or works(needs[o])]
 
@@ -113,13 +114,13 @@ def workers(path, rounds):
 
 def fits(path, epochs):
     "The chapter's run by each contestant"
-    names = 'notes','pytorch','lightning','fastai','chapter','ours','fast'
+    names = 'notes','pytorch','lightning','fastai','chapter','ours','fast','once'
     return {o: fit(o, path, epochs) for o in installed(names)}
 
 def bf16(path, epochs):
     "The same run in float32 and in bfloat16, with three seeds"
     seeds = 42,43,44
-    runs = {k: [fit(k, path, epochs, seed=o) for o in seeds] for k in ('fast','bf16')}
+    runs = {k: [fit(k, path, epochs, seed=o) for o in seeds] for k in ('once','bf16')}
     res = {k: dict(secs=median(o['secs'] for o in rs), accs=[o['acc'] for o in rs])
            for k,rs in runs.items()}
     return res|dict(pytorch=fit('pytorch', path, epochs)['secs'])
@@ -173,7 +174,7 @@ def floor(r, decoder):
 
 def points(r):
     "How many points of accuracy bfloat16 loses, over three seeds"
-    return 100*(mean(r['bf16']['fast']['accs'])-mean(r['bf16']['bf16']['accs']))
+    return 100*(mean(r['bf16']['once']['accs'])-mean(r['bf16']['bf16']['accs']))
 
 # name: (bound, what it is, the figure in one run)
 targets = dict(
@@ -199,8 +200,8 @@ targets = dict(
                 lambda r: r['fit']['ours']['secs']/r['fit']['fastai']['secs']),
     fit_limit=('<=', 1.3, 'the same, of one decoding and the arithmetic',
                lambda r: r['fit']['ours']['secs']/floor(r, 'decode')),
-    fast_limit=('<=', 1.15, 'the same with the faster decoder',
-                lambda r: r['fit']['fast']['secs']/floor(r, 'fast')),
+    fast_limit=('<=', 1.15, 'the same with the faster decoder, before the first epoch',
+                lambda r: r['fit']['once']['secs']/floor(r, 'fast')),
     bf16=('<=', .22, 'the run in bfloat16, of plain PyTorch in float32',
           lambda r: r['bf16']['bf16']['secs']/r['bf16']['pytorch']),
     bf16_points=('<=', 1, 'points of accuracy that bfloat16 loses', points),

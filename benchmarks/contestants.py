@@ -6,6 +6,7 @@ import importlib,json,random,sys,time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np,torch
 import torch.nn.functional as F
@@ -182,10 +183,20 @@ def fast(path, **kw):
     from learner_from_scratch.cache import FastDataset
     return ours(path, kind=FastDataset, **kw)
 
+def once(path, **kw):
+    "The same, all decoded before the first epoch, into a file"
+    from learner_from_scratch.cache import decode_once
+    *dls,fit = fast(path, **kw)
+    def decode_and_fit(n):
+        with TemporaryDirectory() as d:
+            for dl in dls: decode_once(dl.ds, d)
+            fit(n)
+    return *dls, decode_and_fit
+
 def bf16(path):
     "The same, computed in bfloat16"
     from learner_from_scratch.callbacks import MixedPrecision
-    return fast(path, extra=[MixedPrecision()])
+    return once(path, extra=[MixedPrecision()])
 
 def chapter(path):
     "The same with the chapter's `Learner`"
@@ -295,7 +306,7 @@ def compute(path, n_epochs=4):
     plain_fit(dls, n_epochs, lambda xb: xb)
 
 contestants = {f.__name__: f for f in (notes,pytorch,decode_jpeg,lightning,fastai,chapter,
-                                       ours,fast,bf16,spawned)}
+                                       ours,fast,once,bf16,spawned)}
 
 if __name__=='__main__':
     what,args = sys.argv[1],json.loads(sys.argv[2])

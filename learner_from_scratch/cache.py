@@ -91,10 +91,10 @@ def cache_key(
     ds:Dataset, # Or one of a subclass
 )->str: # 32 letters and digits
     "A name for the decoded images of `ds`; another if any file or the way to decode differs"
-    h = blake2b(_how(ds).encode(), digest_size=16)
+    h,here = blake2b(_how(ds).encode(), digest_size=16),os.getcwd()
     for fn in ds.fns:
         info = os.stat(fn)
-        facts = os.path.abspath(fn),info.st_size,info.st_mtime_ns
+        facts = os.path.join(here, fn),info.st_size,info.st_mtime_ns
         h.update(repr(facts).encode())
     return h.hexdigest()
 

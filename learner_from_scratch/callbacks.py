@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['CancelEpochException', 'CancelBatchException', 'CancelStepException', 'Callback', 'SetupLearnerCB', 'TrackResults',
-           'LRFinder', 'OneCycle', 'Alone', 'Learner', 'check_events', 'GradientClip', 'GradientAccumulation',
-           'NarrowInFull', 'MixedPrecision', 'TerminateOnNaN']
+           'LRFinder', 'OneCycle', 'Alone', 'shared_bar', 'Learner', 'check_events', 'GradientClip',
+           'GradientAccumulation', 'NarrowInFull', 'MixedPrecision', 'TerminateOnNaN']
 
 # %% ../nbs/10_callbacks.ipynb #ad0ac7db
 import signal,threading
@@ -14,12 +14,13 @@ from torch.overrides import TorchFunctionMode
 from contextlib import ExitStack,_GeneratorContextManager,closing,contextmanager,suppress
 from difflib import get_close_matches
 from fastcore.all import *
+from fastprogress.fastprogress import progress_bar
 from . import learner as chapter
 from .fetch import *
 from .data import *
 from .modules import *
 from .loss import *
-from .learner import SGD,DataLoaders,CancelFitException,bar,get_lr,set_lr
+from .learner import SGD,DataLoaders,CancelFitException,get_lr,set_lr
 
 # %% ../nbs/10_callbacks.ipynb #09217613
 class CancelEpochException(Exception):
@@ -85,6 +86,31 @@ class Alone:
         "What each rank has"
         return [o]
 
+# %% ../nbs/10_callbacks.ipynb #219d69ff
+class _Place:
+    "The output of a cell that all its bars are drawn in"
+    cell = None
+    def add_child(self, bar): self.bar = bar
+    def show(self): self.draw(self.bar.progress)
+    def draw(self, html):
+        from IPython import get_ipython
+        from IPython.display import HTML,display
+        cell = get_ipython().execution_count
+        if cell==self.cell: self.out.update(HTML(html))
+        else: self.cell,self.out = cell,display(HTML(html), display_id=True)
+
+_place = _Place()
+
+# %% ../nbs/10_callbacks.ipynb #94ed4c5a
+def shared_bar(
+    items, # Anything with a length
+): # The same items
+    "`items` with a progress bar; in a notebook all the bars of a cell share one output"
+    if IN_NOTEBOOK and len(items):
+        try: yield from progress_bar(items, parent=_place)
+        finally: _place.draw('')
+    else: yield from bar(items)
+
 # %% ../nbs/10_callbacks.ipynb #9e027045
 class Learner(chapter.Learner):
     "The chapter's `Learner` with more events, four ways to cancel, and clean-ups"
@@ -94,7 +120,7 @@ class Learner(chapter.Learner):
               'after_epoch', 'after_cancel_epoch', 'cleanup_epoch',
               'after_fit', 'after_cancel_fit', 'cleanup_fit')
     ranks,interrupts = Alone(),[]
-    bar = staticmethod(bar)
+    bar = staticmethod(shared_bar)
     @property
     def is_main(self):
         "Is this the process that saves?"

@@ -39,10 +39,10 @@ def image_extensions()->set:
 # %% ../nbs/01_data.ipynb #c5a61e65
 def _raise(e): raise e
 
-def _wanted(name, exts):
-    "Is the file `name` a visible one, with one of the suffixes `exts`, if there are any?"
-    if name[0]=='.': return False
-    return not exts or os.path.splitext(name)[1].lower() in exts
+def _wanted(names, exts):
+    "Those of `names` that are visible and end in one of `exts`, in order"
+    names = sorted(o for o in names if o[0]!='.')
+    return [o for o in names if o.lower().endswith(exts)] if exts else names
 
 # %% ../nbs/01_data.ipynb #d8744a48
 def get_files(
@@ -51,9 +51,9 @@ def get_files(
     recurse:bool=True, # Also look in subfolders, except hidden ones?
     folders=None, # Names of the top subfolders to look in; all by default
     followlinks:bool=True, # Follow links to folders, but not back to one above?
-)->L: # Sorted paths
+)->L: # Paths: those of a folder in order, then those in its subfolders
     "Files in `path`; raises `OSError` for a folder that can't be read"
-    exts,folders = {e.lower() for e in setify(extensions)},L(folders)
+    exts,folders = tuple(e.lower() for e in setify(extensions)),L(folders)
     above,res = {},L() # for each folder, the real names of itself and those above
     for p,dirs,names in os.walk(Path(path), followlinks=followlinks, onerror=_raise):
         parents,real = above.get(os.path.dirname(p), set()),os.path.realpath(p)
@@ -67,15 +67,15 @@ def get_files(
         if not recurse: dirs.clear()
         if choose and '.' not in folders: continue
         folder = Path(p)
-        res += [folder/o for o in sorted(names) if _wanted(o, exts)]
-    return res.sorted()
+        res += [folder/o for o in _wanted(names, exts)]
+    return res
 
 # %% ../nbs/01_data.ipynb #d091e030
 def get_image_files(
     path:Path, # Folder to look in
     recurse:bool=True, # Also look in subfolders?
     folders=None, # Names of the top subfolders to look in; all by default
-)->L: # Sorted paths
+)->L: # Paths, in the same order
     "Image files in `path`"
     return get_files(path, image_extensions(), recurse, folders)
 
@@ -259,7 +259,7 @@ class Normalize:
             raise ValueError(f'a deviation must be above 0; is a channel constant? {self}')
     def __call__(self, x): # `(bs, h, w, 3)`
         self.stats = [o.to(x.device) for o in self.stats]
-        mean,std = self.stats
+        mean,std = [o.expand(x.shape[1:]).contiguous() for o in self.stats]
         return (x-mean).div_(std)
     def __repr__(self):
         mean,std = [[round(v,2) for v in o.tolist()] for o in self.stats]
@@ -373,6 +373,7 @@ def _usable(fns, on_error):
     return fns.filter(lambda o: o not in bad),skipped
 
 # %% ../nbs/01_data.ipynb #4acc615c
+#| code-fold: true
 def total_memory()->int:
     "Bytes of memory of this machine, or of the container we are in; 8 GiB if nobody knows"
     try: n = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
@@ -381,15 +382,15 @@ def total_memory()->int:
     except (OSError,ValueError): return n # there is no such file, or it says "max"
 
 # %% ../nbs/01_data.ipynb #42b1d692
-def _check(fns, vocab, size):
+#| code-fold: true
+def _check(fns, lbls, vocab, size):
     "Raise `ValueError` if a dataset can't be made of these"
     if not fns: raise ValueError('`fns` is empty: a dataset needs at least one image file')
     if not isinstance(size, int) or size<1:
         raise ValueError(f'`size` must be a whole number from 1, got {size!r}')
     known = set(vocab)
     if len(known)<len(vocab): raise ValueError(f'`vocab` has a label twice: {list(vocab)}')
-    for fn in fns:
-        lbl = fn.parent.name
+    for fn,lbl in zip(fns, lbls):
         if lbl not in known:
             raise ValueError(f'{fn}: label {lbl!r} is not in the vocabulary {list(vocab)}')
 
@@ -407,7 +408,7 @@ class Dataset:
         self.fns,self.skipped = _usable(L(fns).map(Path), on_error)
         lbls = self.fns.map(lambda o: o.parent.name)
         self.vocab = L(vocab) or lbls.unique().sorted()
-        _check(self.fns, self.vocab, size)
+        _check(self.fns, lbls, self.vocab, size)
         self.v2i = self.vocab.val2idx()
         self.y = tensor([self.v2i[o] for o in lbls])
         self.size,self.decoded,self.decoded_at = size,{},size

@@ -389,7 +389,7 @@ def predict(self:Predictor,
     items,alone = image_list(images)
     if alone: return first(self.answers([self.item(items[0])]))
     res,dl = Predictions(items),DataLoader(_Tried(items, self), bs, n_workers=defaults.cpus)
-    with closing(bar(dl) if len(dl)>1 else iter(dl)) as batches:
+    with closing(shared_bar(dl) if len(dl)>1 else iter(dl)) as batches:
         for xs in batches:
             found = iter(self.answers([o for o in xs if not isinstance(o, str)]))
             for o in xs:

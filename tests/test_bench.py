@@ -22,8 +22,8 @@ def run(*args, timeout=600):
 wants = dict(
     limits={'decode','decode_secs','fast','fast_secs','opening','compute_secs'},
     first={'notes','pytorch','ours','fast'}, disk={'pytorch','again','memory','built_secs'},
-    files={'n','secs','bytes'}, fit={'notes','pytorch','chapter','ours','fast'},
-    bf16={'fast','bf16','pytorch'}, start={'help','torch','all'})
+    files={'n','secs','bytes'}, fit={'notes','pytorch','chapter','ours','fast','once'},
+    bf16={'once','bf16','pytorch'}, start={'help','torch','all'})
 
 def measured(names, path, fname):
     "What a run of the parts `names` has written"

@@ -25,6 +25,14 @@ def recipes():
         mine.append(c)
     return res
 
+def test_kinds():
+    "What is folded on a page: a block that tests is a test, and what shows something is not"
+    assert kind('import a\nimport b')=='Imports' and kind('import a') is None
+    assert kind('with folder() as d:\n    d.touch()\n    test_eq(d.ls(), [])')=='Tests'
+    assert kind('assert a\nfor o in b: assert o')=='Tests'
+    for o in 'for o in b: print(o)', 'test_eq(a, b)\na', 'with d: x = 1\nassert x':
+        assert kind(o) is None
+
 def shown(cells):
     "The code on the page"
     return [o for o in cells if o.cell_type=='code' and '#| hide' not in o.source]

@@ -221,19 +221,30 @@ mse = lambda preds,yb: ((preds-yb)**2).mean()
 learn = Learner(Linear(1,1), DataLoaders(dl, dl[:5]), mse, 0.1, Recorder(mse))
 '''
 
-def test_nothing_is_left_in_a_notebook(tmp_path):
-    "One table, without a bar, and one line; no empty outputs"
+def in_notebook(folder, *codes):
+    "The outputs of the last of the cells `codes`, and what its displays were updated with"
     nbclient = pytest.importorskip('nbclient')
     from nbformat.v4 import new_code_cell,new_notebook
-    nb = new_notebook(cells=[new_code_cell(o) for o in (cell, 'learn.fit(3)')])
-    where = {'metadata': {'path': str(tmp_path)}}
+    nb = new_notebook(cells=[new_code_cell(o) for o in codes])
     bars = []
     class Client(nbclient.NotebookClient):
         def process_message(self, msg, *args):
             if msg['msg_type']=='update_display_data': bars.append(str(msg['content']))
             return super().process_message(msg, *args)
-    Client(nb, timeout=120, resources=where).execute()
-    kinds = [o['output_type'] for o in nb.cells[1].outputs]
-    assert kinds==['stream','display_data'], nb.cells[1].outputs
-    assert '<progress' not in str(nb.cells[1].outputs[1])
+    Client(nb, timeout=120, resources={'metadata': {'path': str(folder)}}).execute()
+    return nb.cells[-1].outputs,bars
+
+def test_nothing_is_left_in_a_notebook(tmp_path):
+    "One table, without a bar, and one line; no empty outputs"
+    outs,bars = in_notebook(tmp_path, cell, 'learn.fit(3)')
+    assert [o['output_type'] for o in outs]==['stream','display_data'], outs
+    assert '<progress' not in str(outs[1])
     assert any('<progress' in o for o in bars)
+
+def test_bars_without_a_table(tmp_path):
+    "All of a cell share one output, which is empty at the end; the next cell has another"
+    bare = 'learn = Learner(Linear(1,1), DataLoaders(dl, dl[:5]), mse, 0.1)\n'
+    for code in bare+'learn.fit(3)', bare+'learn.fit(1)\nlist(shared_bar(Slow(range(5))))\nNone':
+        outs,bars = in_notebook(tmp_path, cell, bare+'learn.fit(2)', code)
+        assert [o['data']['text/html'] for o in outs]==[''], outs
+        assert any('<progress' in o for o in bars)

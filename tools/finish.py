@@ -49,6 +49,12 @@ def described(s):
     img,caption = r'<img (?![^>]*\balt="[^"])', r'<figcaption[^>]*>(.*?)</figcaption>'
     return re.sub(rf'{img}([^>]*>\s*(?:</p>\s*)?{caption})', alt, s, flags=re.S)
 
+def is_test(o):
+    "Does the statement test something, itself or in a block?"
+    if ast.unparse(o).startswith('with ExceptionExpected'): return True
+    if isinstance(o, (ast.With,ast.For,ast.If)): return any(is_test(line) for line in o.body)
+    return ast.unparse(o).startswith(('test_','assert '))
+
 def kind(code):
     "Is a cell all imports, more than one, or all tests?"
     try: lines = ast.parse(code).body
@@ -56,8 +62,7 @@ def kind(code):
     if not lines: return
     imports = [o for o in lines if isinstance(o, (ast.Import,ast.ImportFrom))]
     if imports==lines: return 'Imports' if len(lines)>1 else None
-    tests = 'test_','assert ','with ExceptionExpected'
-    if all(ast.unparse(o).startswith(tests) for o in lines): return 'Tests'
+    if all(is_test(o) for o in lines): return 'Tests'
 
 def folded(s):
     "Cells that a reader may skip open on a click"
