@@ -137,6 +137,11 @@ def passive(path):
     env = dict(OMP_WAIT_POLICY='PASSIVE')
     return {o: fit(o, path, 4, env)['epochs'] for o in ('ours','pytorch')}
 
+def kept(path):
+    "Seconds of each epoch if the memory of freed tensors stays with the process"
+    env = dict.fromkeys(('MALLOC_TRIM_THRESHOLD_','MALLOC_MMAP_THRESHOLD_'), str(2**30))
+    return {o: fit(o, path, 4, env)['epochs'] for o in ('chapter','pytorch')}
+
 def listed(n):
     "CPU seconds and memory of a list of files, next to a bare walk"
     o, = run('listing', n=n)[0]
@@ -292,7 +297,8 @@ print(book_data())"""
     parts = dict(limits=lambda: limits(path), first=lambda: first(path, rounds),
                  disk=lambda: disk(path, rounds), workers=lambda: workers(path, rounds),
                  fit=lambda: fits(path, epochs), bf16=lambda: bf16(path, epochs),
-                 passive=lambda: passive(path), growth=lambda: growth(path),
+                 passive=lambda: passive(path), kept=lambda: kept(path),
+                 growth=lambda: growth(path),
                  files=lambda: listed(n_files), start=start,
                  scaling=lambda: script('scaling'), overlap=lambda: script('overlap'))
     names = [] if only=='none' else only.split(',') if only else list(parts)

@@ -58,9 +58,14 @@ def plain_fit(dls, n_epochs, prep=prep):
             right = torch.cat([model(prep(xb)).argmax(1)==yb for xb,yb in valid])
         report(acc=right.float().mean().item())
 
+def reuse_memory():
+    from learner_from_scratch import cache
+    cache.reuse_memory()
+
 def our_fit(dls, n_epochs, page='callbacks', extra=()):
     "Fit with a `Learner`: `page` is `learner` for the chapter's, `callbacks` for ours"
     m = importlib.import_module(f'learner_from_scratch.{page}')
+    if page!='learner': reuse_memory()
     class Report(m.Callback):
         def after_epoch(self):
             if not self.model.training: report(acc=sum(track.accs).item()/sum(track.ns))
@@ -302,6 +307,7 @@ def compute(path, n_epochs=4):
     "The other: all epochs' arithmetic, on batches that are there"
     train,valid,_ = ours(path)
     dls = [[(prep(xb),yb) for xb,yb in dl] for dl in (train,valid)]
+    reuse_memory()
     report()
     plain_fit(dls, n_epochs, lambda xb: xb)
 

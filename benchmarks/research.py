@@ -110,8 +110,8 @@ def fastai(path, n_epochs, lr=5e-3, bs=64):
     return dict(accuracy=acc, tta=tta, secs=secs, params=n_params(learn.model))
 
 # rows of others: the function, and epochs that take about 1 T and 12 T
-others = {'fastai at 1 T':(fastai,1), 'fastai at 12 T':(fastai,8),
-          'torchvision at 1 T':(torchvision,2), 'torchvision at 12 T':(torchvision,18)}
+others = {'fastai at 1 T':(fastai,1), 'fastai at 12 T':(fastai,11),
+          'torchvision at 1 T':(torchvision,2), 'torchvision at 12 T':(torchvision,19)}
 
 def train(name, path, seed, held_out, quick):
     "One training of the row `name`"

@@ -113,6 +113,7 @@ def lfs_train(
     with one_line('lfs_train'), skip_hint():
         if folder!='shapes': check_there(folder)
         with no_interrupt(): from learner_from_scratch import runs
+        runs.reuse_memory()
         path = runs.train_folder(folder, out, resume=resume, force=force, **asked)
         names = sorted(o.name for o in path.iterdir() if o.is_file() and o.name[0]!='.')
         print(printable(f'Saved in {path}: {", ".join(names)}'))

@@ -1,5 +1,5 @@
 "Images decoded faster are the same; images decoded once are right, whole and bounded"
-import os,pickle,random,resource,shutil,signal,subprocess,sys,time
+import ctypes,os,pickle,platform,random,resource,shutil,signal,subprocess,sys,time
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from learner_from_scratch import cache
 from learner_from_scratch.cache import FastDataset,cache_key,decode_once,empty_cache,read_fast
+from learner_from_scratch.cache import reuse_memory
 from learner_from_scratch.data import DataLoader,Dataset,get_image_files,read_image
 from learner_from_scratch.fetch import book_data,draw_shapes
 from learner_from_scratch.labels import Images
@@ -302,3 +303,30 @@ def test_high_is_not_wide(fns, tmp_path):
     for size in [16,32],[32,16]:
         ds = decode_once(Images(fns, size=size), tmp_path/'c')
         assert ds.pixels(3)==Images(fns, size=size).pixels(3)
+
+# --- memory that stays ---
+faults = '''
+import resource,torch
+from learner_from_scratch.all import *
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20): torch.ones(10_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt-before
+faults()
+print(faults())
+assert reuse_memory()
+faults()
+print(faults())
+'''
+
+@pytest.mark.skipif(platform.libc_ver()[0]!='glibc', reason='a setting of glibc')
+def test_reuse_memory():
+    "Pages are not asked for again, from the call on; the import alone changes nothing"
+    out = subprocess.check_output([sys.executable, '-c', faults], text=True)
+    before,after = map(int, out.split())
+    assert after < before/10, out
+
+def test_reuse_memory_elsewhere(monkeypatch):
+    "Where the C library has no such setting, it says so"
+    monkeypatch.setattr(ctypes, 'CDLL', lambda name: object())
+    assert reuse_memory() is False
