@@ -223,7 +223,7 @@ def passes(name, path, n=3, **kw):
 
 def again(path, disk):
     "The first pass of a run that finds its images in `disk`, with all that comes before it"
-    import learner_from_scratch.cache
+    reuse_memory()
     report()
     report(n=sum(len(yb) for _,yb in fast(path, disk=disk)[0]))
 
