@@ -58,14 +58,9 @@ def plain_fit(dls, n_epochs, prep=prep):
             right = torch.cat([model(prep(xb)).argmax(1)==yb for xb,yb in valid])
         report(acc=right.float().mean().item())
 
-def reuse_memory():
-    from learner_from_scratch import cache
-    cache.reuse_memory()
-
 def our_fit(dls, n_epochs, page='callbacks', extra=()):
     "Fit with a `Learner`: `page` is `learner` for the chapter's, `callbacks` for ours"
     m = importlib.import_module(f'learner_from_scratch.{page}')
-    if page!='learner': reuse_memory()
     class Report(m.Callback):
         def after_epoch(self):
             if not self.model.training: report(acc=sum(track.accs).item()/sum(track.ns))
@@ -172,10 +167,11 @@ def fastai(path):
         with learn.no_bar(): learn.fit_one_cycle(n, lr, div=10, pct_start=.25, moms=(0,0,0))
     return *dls, fit
 
-def ours(path, k=1, cache=2**30, workers=n_workers, kind=None, disk=None, **kw):
-    "Our loader, and the everyday `Learner`"
-    from learner_from_scratch.cache import decode_once
+def ours(path, k=1, cache=2**30, workers=n_workers, kind=None, disk=None, keep=True, **kw):
+    "Our loader, and the everyday `Learner`; freed memory is kept if `keep`"
+    from learner_from_scratch.cache import decode_once,reuse_memory
     from learner_from_scratch.data import DataLoader,Dataset
+    if keep: reuse_memory()
     kind = kind or Dataset
     train = kind(files(path)*k, size=size, cache=cache)
     valid = kind(files(path,'val'), size=size)
@@ -205,7 +201,7 @@ def bf16(path):
 
 def chapter(path):
     "The same with the chapter's `Learner`"
-    return ours(path, page='learner')
+    return ours(path, page='learner', keep=False)
 
 def spawned(path):
     "Our dataset without its cache, in PyTorch's loader with processes that are never forked"
@@ -223,7 +219,7 @@ def passes(name, path, n=3, **kw):
 
 def again(path, disk):
     "The first pass of a run that finds its images in `disk`, with all that comes before it"
-    reuse_memory()
+    import learner_from_scratch.cache
     report()
     report(n=sum(len(yb) for _,yb in fast(path, disk=disk)[0]))
 
@@ -307,7 +303,6 @@ def compute(path, n_epochs=4):
     "The other: all epochs' arithmetic, on batches that are there"
     train,valid,_ = ours(path)
     dls = [[(prep(xb),yb) for xb,yb in dl] for dl in (train,valid)]
-    reuse_memory()
     report()
     plain_fit(dls, n_epochs, lambda xb: xb)
 
