@@ -14,6 +14,7 @@ from statistics import mean
 import contestants,torch
 import torch.nn.functional as F
 from fastcore.script import call_parse,store_true
+from learner_from_scratch.cache import reuse_memory
 from learner_from_scratch.data import get_image_files,grandparent_split
 from learner_from_scratch.fetch import book_data,whole
 from learner_from_scratch.folders import random_split
@@ -123,6 +124,7 @@ def train(name, path, seed, held_out, quick):
         return f(path, 1 if quick else n_epochs)
     recipe = recipes[name]
     if quick: recipe = replace(recipe, epochs=1, bs=32)
+    reuse_memory()
     return race(recipe, *images(path, held_out, quick), seed)
 
 # --- all of them ---
