@@ -463,7 +463,8 @@ def check_meta(
     if missing: raise ValueError(f'holds weights alone, without {", ".join(missing)}')
     if not isinstance(meta['arch'], str) or meta['arch'] not in archs:
         arch = reprlib.repr(meta['arch'])
-        raise ValueError(f'needs the architecture {arch}, known are {", ".join(archs)}')
+        known = f'known are {", ".join(archs)}, and others are given as `archs`'
+        raise ValueError(f'needs the architecture {arch}, {known}')
     meta = dict(task='OneLabel', channels=3, resize='squeeze') | meta
     known = dict(task=Task.kinds, channels=(1,3), resize=resizers)
     for k,v in known.items(): check_choice(k, meta[k], v)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['valid_words', 'train_words', 'few', 'name_label', 'label_func', 'read_csv', 'is_table', 'read_table', 'column',
            'table_files', 'check_names', 'labeled_files', 'stratified_split', 'is_valid', 'listed_split',
-           'labeled_split', 'each_label', 'safe_name', 'Images', 'name_cure', 'warn_of', 'tell_left_out',
+           'labeled_split', 'each_label', 'safe_name', 'Images', 'name_cure', 'doubts', 'warn_of', 'tell_left_out',
            'check_folders', 'valid_rows', 'labeled_datasets']
 
 # %% ../nbs/30_labels.ipynb #db177515
@@ -312,6 +312,20 @@ def batch(self:Images, idxs)->tuple:
     xb = xb.reshape(len(idxs), *self.shape)
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]
 
+# %% ../nbs/30_labels.ipynb #a8e1a806
+def doubts(
+    vocab, # Labels, one for each image
+)->list: # Sentences
+    "What makes labels look like those of another task"
+    res = []
+    numbers = all(re.fullmatch(r'[-+]?\d*\.?\d+', o) for o in vocab)
+    if numbers and any('.' in o for o in vocab):
+        res.append('the labels are numbers: `task=Numbers()`, in Python, predicts numbers')
+    several = [o for o in vocab if ' ' in o and set(o.split()) & set(vocab)]
+    if several: res.append(f'{safe_name(several[0])!r} is taken for one label: '
+                           '`task=several_labels`, in Python, makes it several')
+    return res
+
 # %% ../nbs/30_labels.ipynb #52549059
 few = 5
 
@@ -324,6 +338,7 @@ def warn_of(
     rare = [o for o in train.vocab if counts and counts[o]<few]
     rare = [f'{safe_name(o)} {counts[o]}' for o in rare]
     if rare: warnings.warn(f'fewer than {few} images to train on: {", ".join(rare)}', stacklevel=2)
+    for o in doubts(train.vocab) if counts else []: warnings.warn(o, stacklevel=2)
     same = same_files(train.fns, valid.fns)
     if same:
         a,b = map(safe_name, same[0])

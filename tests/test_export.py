@@ -1,4 +1,5 @@
 "A network of ours in PyTorch's modules, and in an ONNX file: the same numbers, or one clear line"
+from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
 
@@ -214,3 +215,12 @@ def test_command_with_bad_files(tmp_path):
     save_model(simple_cnn(2), bad, meta)
     assert 'needs the architecture' in refused(str(bad))
     assert len(list(tmp_path.iterdir()))==1
+
+def test_pickle(tmp_path):
+    "A twin can be saved whole, copied, and read again, with parts of any depth"
+    net = to_torch(small_resnet(3)).eval()
+    torch.save(net, tmp_path/'net.pt')
+    x = torch.randn(2,3,32,32)
+    for o in torch.load(tmp_path/'net.pt', weights_only=False),deepcopy(net):
+        assert torch.equal(o(x), net(x)) and not o.training
+        assert o.state_dict().keys()==net.state_dict().keys()

@@ -14,6 +14,7 @@ from learner_from_scratch.distributed import Shard
 from learner_from_scratch.folders import use_heic
 from learner_from_scratch.inference import load_learner,resizers
 from learner_from_scratch.labels import Images,is_valid,labeled_datasets,stratified_split
+from learner_from_scratch.labels import warn_of
 from learner_from_scratch.learner import DataLoaders
 from learner_from_scratch.modules import simple_cnn
 from learner_from_scratch.tasks import BalancedLoader,Numbers,image_learner
@@ -120,6 +121,16 @@ def tasks():
     yield dict(labels=lambda o: o.stem[:4])
     yield dict(labels=lambda o: o.stem.split(), task=several_labels)
     yield dict(labels=lambda o: (len(o.name),1), task=Numbers('letters','one'))
+
+@pytest.mark.parametrize('labels,told', [(('red','red wide'),"'red wide' is taken for one"),
+                                         (('0.5','2'),'the labels are numbers')])
+def test_labels_of_another_task(messy, labels, told):
+    "A column of a table that was meant for several labels, or for numbers, is told"
+    files = get_image_files(messy/'red ball')
+    found = {o: labels[i%2] for i,o in enumerate(files)}
+    ds = Images(files, found, size=8)
+    with pytest.warns(UserWarning) as seen: warn_of(ds, ds)
+    assert any(told in str(o.message) for o in seen)
 
 @pytest.mark.parametrize('kw', list(tasks()), ids=['one','several','numbers'])
 @pytest.mark.parametrize('resize', resizers)
