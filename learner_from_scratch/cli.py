@@ -89,7 +89,7 @@ def lfs_train(
     folder:str, # Folder of class folders, or of train and val; shapes draws one
     epochs:int=None, # Passes over the images; by default as many as make 1,000 steps, 8 to 80
     lr:float=None, # Highest learning rate; by default what suits the optimizer
-    bs:int=None, # Batch size; by default 64, or 32 or 16 for small folders
+    bs:int=None, # Batch size; by default 64, and less for small folders
     size:int=None, # Side of the images, in pixels; by default 64
     arch:str=None, # small_resnet (default), resnet18, simple_cnn, or package.module:function
     aug:str=None, # Changes of the images: none, flip or full (default)
@@ -245,7 +245,7 @@ def lfs_find(
     folder:str, # Image folder, as for lfs_train
     labels:str=None, # A CSV file of image files and labels, as for lfs_train
     split:str=None, # Column of that file, as for lfs_train
-    bs:int=None, # Batch size; by default 64, or 32 or 16 for small folders
+    bs:int=None, # Batch size; by default 64, and less for small folders
     size:int=64, # Side of the images, in pixels
     arch:str='small_resnet', # Network, as for lfs_train
     opt:str='adamw', # Optimizer, as for lfs_train

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['archs', 'augs', 'opts', 'usual_lrs', 'kinds', 'import_path', 'find_arch', 'load_predictor', 'tuned_network',
-           'which_arch', 'build_network', 'image_folder', 'check_labels', 'table_file', 'label_columns',
+           'which_arch', 'build_network', 'image_folder', 'check_labels', 'table_file', 'label_columns', 'tell_skipped',
            'folder_datasets', 'usual_bs', 'folder_loaders', 'batch_stats', 'folder_stats', 'no_aug', 'flip_aug',
            'full_aug', 'decayed', 'muon_adamw', 'check_known', 'check_numbers', 'usual_epochs', 'tell_bf16',
            'folder_learner', 'run_folder', 'check_place', 'save_settings', 'load_settings', 'run_settings',
@@ -159,6 +159,17 @@ def label_columns(
     if len(cols)>1: return cols[:2]
     raise ValueError(f'a table needs a column of files and one of labels, got {", ".join(table)}')
 
+# %% ../nbs/38_runs.ipynb #535829d4
+def tell_skipped(
+    *parts, # Data sets
+    most:int=10, # Names to print
+):
+    "Print the files that the data sets skip, if they skip any"
+    names = [safe_name(fn) for ds in parts for fn,_ in ds.skipped]
+    if not names: return
+    more = f' and {len(names)-most} more' if len(names)>most else ''
+    print(f'Skipped: {", ".join(names[:most])}{more}')
+
 # %% ../nbs/38_runs.ipynb #18b00012
 def folder_datasets(
     path:Path, # Image folder
@@ -172,6 +183,7 @@ def folder_datasets(
         kwargs['cols'] = label_columns(labels, split)
     train,valid = labeled_datasets(path, labels, split, **kwargs)
     check_labels(train.vocab, path)
+    tell_skipped(train, valid)
     return train,valid
 
 # %% ../nbs/38_runs.ipynb #2b7b1c11
