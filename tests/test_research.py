@@ -31,6 +31,13 @@ def test_rows(folder):
     for o in rows['T0.5']['runs']:
         assert 0<=o['accuracy']<=1 and 0<=o['tta']<=1 and o['secs']>0 and o['params']>4e5
 
+def test_seeds():
+    "Three trainings of each budget, one of all other rows; what is there counts"
+    new = dict(runs=[])
+    for name,n in {'T0.5':3, 'T12':3, 'long':1, 'chapter':1, 'fastai at 1 T':1}.items():
+        assert [*research.missing(name, new, 3)]==[*range(n)]
+    assert [*research.missing('T3', dict(runs=[{}]), 3)]==[1,2]
+
 def test_goes_on(folder, monkeypatch):
     "What is there is left alone; what is missing is trained, and written down at once"
     def run(name, path, seed, *args):
