@@ -41,11 +41,12 @@ bench: .venv/made ## Measure all, or one part: make bench ONLY=first
 	$(bin)/python benchmarks/bench.py $(if $(ONLY),--only $(ONLY))
 
 bench-check: .venv/made ## Fail where a ratio is worse by more than a fifth: make bench-check ONLY=first
+	$(bin)/pip install -q --no-compile -c constraints.txt -e '.[bench]'
 	$(bin)/python benchmarks/bench.py --check $(if $(ONLY),--only $(ONLY))
 
-research: .venv/made ## Train the rows of The race, or ONLY=T1,T3: benchmarks/research.json
+research: .venv/made ## Train what The race lacks, ONLY=T1,T3 of it, or all rows anew with AGAIN=1
 	$(bin)/pip install -q --no-compile -c constraints.txt -e '.[bench]'
-	$(bin)/python benchmarks/research.py $(if $(ONLY),--only $(ONLY))
+	$(bin)/python benchmarks/research.py $(if $(ONLY),--only $(ONLY)) $(if $(AGAIN),--again)
 
 torture: .venv/made ## Faults on purpose, for MINUTES=60: benchmarks/torture.json
 	OMP_NUM_THREADS=1 $(bin)/python tests/torture.py --minutes $(or $(MINUTES),60)

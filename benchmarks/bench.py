@@ -23,7 +23,7 @@ def pss(p):
     return n
 
 def run(what, env=None, **args):
-    "What `what` of `contestants.py` reports, with seconds and peak of each; the whole peak"
+    "What `what` of `contestants.py` reports, with what each took; and the highest peak"
     env = env or {}
     print(what, *args.values(), *env.items(), flush=True)
     cmd = [sys.executable, here/'contestants.py', what, json.dumps(args)]
@@ -37,7 +37,7 @@ def run(what, env=None, **args):
     if p.returncode: raise RuntimeError(f'{what} {args}:\n{err}')
     parts = [json.loads(o) for o in out.splitlines() if o.startswith('{"t"')]
     for a,b in zip(parts, parts[1:]):
-        b['secs'] = b['t']-a['t']
+        b['secs'],b['faults'] = b['t']-a['t'],b['pages']-a['pages']
         b['mb'] = max([m for t,m in mem if a['t']<t<=b['t']], default=0)
     return parts[1:],max(m for _,m in mem)
 
@@ -68,10 +68,11 @@ def in_turn(f, names, n):
     return {k: {o: median(r[k][o] for r in rounds) for o in rounds[0][k]} for k in names}
 
 def fit(name, path, n_epochs, env=None, **kw):
-    "Seconds and memory of the chapter's run"
+    "Seconds, memory and page faults of the chapter's run"
     ps,peak = run('fit', env, name=name, path=path, n_epochs=n_epochs, **kw)
-    epochs,mb = [o['secs'] for o in ps],[o['mb'] for o in ps]
-    return dict(secs=sum(epochs), peak=peak, acc=ps[-1]['acc'], epochs=epochs, mb=mb)
+    epochs,mb,faults = [[o[k] for o in ps] for k in ('secs','mb','faults')]
+    return dict(secs=sum(epochs), peak=peak, acc=ps[-1]['acc'], epochs=epochs, mb=mb,
+                faults=faults)
 
 def limits(path):
     "What no loader can beat: decoding, its part in Python, and the arithmetic of an epoch"
@@ -90,18 +91,33 @@ def first(path, rounds):
     names = 'notes','pytorch','decode_jpeg','fastai','ours','fast'
     return in_turn(lambda o: passes(o, path), installed(names), rounds)
 
+def again(path, disk, env=None, **kw):
+    "Images a second of a run that finds its images in `disk`, and the seconds of its steps"
+    steps = run('again', env, path=path, disk=disk, **kw)[0]
+    secs = {o['step']: o['secs'] for o in steps}
+    return dict(first=steps[-1]['n']/sum(secs.values()), **secs)
+
 def disk(path, rounds):
     "Images a second of a run that finds its images decoded, and the peak of its three passes"
     with TemporaryDirectory() as d:
-        built = run('again', path=path, disk=d)[0][0]['secs']
+        built = again(path, d)['search']
         def one(name):
             if name=='pytorch': return passes(name, path, n=2)
-            o, = run('again', path=path, disk=d)[0]
-            peak = passes('fast', path, disk=d)['peak']
-            return dict(first=o['n']/o['secs'], peak=peak)
+            return again(path, d)|dict(peak=passes('fast', path, disk=d)['peak'])
         res = in_turn(one, ('pytorch','again'), rounds)
         res['memory'] = median(passes('fast', path)['peak'] for _ in range(rounds))
         return dict(res, built_secs=built)
+
+# what `contestants.change` makes of it, and the environment
+ways = {'as it is':{}, 'image by image':{}, 'no checksums':{}, 'one thread for PyTorch':{},
+        'memory given back':{}, 'threads that wait asleep':dict(OMP_WAIT_POLICY='PASSIVE')}
+
+def tries(path, rounds):
+    "Images a second of a second run that does one thing in another way"
+    with TemporaryDirectory() as d:
+        again(path, d)
+        def one(how): return again(path, d, ways[how], how=how)
+        return {k: o['first'] for k,o in in_turn(one, ways, rounds).items()}
 
 def workers(path, rounds):
     "Images a second of our dataset: by threads of our loader, by processes of PyTorch's"
@@ -138,14 +154,15 @@ def passive(path):
     return {o: fit(o, path, 4, env)['epochs'] for o in ('ours','pytorch')}
 
 def kept(path):
-    "Seconds of each epoch if the memory of freed tensors stays with the process"
+    "The run if the memory of freed tensors stays with the process, without our help"
     env = dict.fromkeys(('MALLOC_TRIM_THRESHOLD_','MALLOC_MMAP_THRESHOLD_'), str(2**30))
-    return {o: fit(o, path, 4, env)['epochs'] for o in ('chapter','pytorch')}
+    return {o: fit(o, path, 4, env) for o in ('chapter','pytorch')}
 
-def listed(n):
-    "CPU seconds and memory of a list of files, next to a bare walk"
-    o, = run('listing', n=n)[0]
-    return dict(n=n, secs=o['cpu'], bytes=o['bytes'])
+def listed(path, n):
+    "CPU seconds and memory of a list of files and of two data sets, next to a bare walk"
+    o, = run('listing', path=path, n=n)[0]
+    secs = o['cpu']
+    return dict(n=n, secs=secs, bytes=o['bytes'], labeled=secs['labeled']/secs['bare'])
 
 def start():
     "Seconds until the command has answered, and of imports: the least of five"
@@ -159,11 +176,12 @@ def start():
         return time.perf_counter()-start
     return {k: min(secs(o) for _ in range(5)) for k,o in cmds.items()}
 
-def script(name):
-    "Run another script of this folder, and return what it writes"
-    out = here/f'{name}.json'
-    subprocess.run([sys.executable, here/f'{name}.py', '--out', out], check=True)
-    return json.loads(out.read_text())
+def script(name, folder=None):
+    "Run another script of this folder, and return what it writes: to `folder`, or nowhere"
+    with TemporaryDirectory() as d:
+        out = Path(folder or d)/f'{name}.json'
+        subprocess.run([sys.executable, here/f'{name}.py', '--out', out], check=True)
+        return json.loads(out.read_text())
 
 def rounded(o):
     "`o` with four digits for each float"
@@ -233,11 +251,14 @@ def ratios(res):
         with suppress(KeyError): out[k] = f(res)
     return out
 
+# a fifth of a difference near 0 says nothing: by how much these may be worse
+slack = dict(bf16_points=.5, all=.1, overlap=.05)
+
 def worse(new, old, by=.2):
-    "The names of ratios that are worse than those of `old` by more than a fifth"
+    "The names of ratios that are worse than those of `old` by more than a fifth, or `slack`"
     def fell(k):
         a,b = (new[k],old[k]) if targets[k][0]=='>=' else (old[k],new[k])
-        return a < b*(1-by)
+        return a < (b-slack[k] if k in slack else b*(1-by))
     return [k for k in new if k in old and fell(k)]
 
 # --- is the machine quiet? ---
@@ -274,6 +295,18 @@ def about(path, simd):
                 machine=machine,
                 versions={k: version(k) for k,o in packages.items() if find_spec(o)})
 
+# --- where it's written ---
+def write(fname, res):
+    "Write `res` whole, or not at all"
+    part = fname.with_suffix('.part')
+    part.write_text(json.dumps(res, indent=1)+'\n')
+    os.replace(part, fname)
+
+def known(old, parts):
+    "What `old` says of `parts`: others are measured no more"
+    def of(o): return {k: v for k,v in o.items() if k in parts}
+    return dict(of(old), runs=of(old.get('runs', {})))
+
 @call_parse
 def main(
     path:Path=None, # Folder with `train` and `val`; else Imagenette or drawn shapes
@@ -293,33 +326,37 @@ print(book_data())"""
     out = subprocess.check_output([sys.executable, '-c', src], text=True)
     simd,found = out.split('\n')[:2]
     path = str(path or found)
+    folder = None if check else fname.parent
     # `limits` first, as it leaves all files in the system's memory
     parts = dict(limits=lambda: limits(path), first=lambda: first(path, rounds),
-                 disk=lambda: disk(path, rounds), workers=lambda: workers(path, rounds),
+                 disk=lambda: disk(path, rounds), tries=lambda: tries(path, rounds),
+                 workers=lambda: workers(path, rounds),
                  fit=lambda: fits(path, epochs), bf16=lambda: bf16(path, epochs),
                  passive=lambda: passive(path), kept=lambda: kept(path),
                  growth=lambda: growth(path),
-                 files=lambda: listed(n_files), start=start,
-                 scaling=lambda: script('scaling'), overlap=lambda: script('overlap'))
+                 files=lambda: listed(path, n_files), start=start,
+                 scaling=lambda: script('scaling', folder),
+                 overlap=lambda: script('overlap', folder))
     names = [] if only=='none' else only.split(',') if only else list(parts)
     if bad := [o for o in names if o not in parts]:
         sys.exit(f'no part is called {bad[0]}; there are {", ".join(parts)}')
     old = json.loads(fname.read_text()) if fname.exists() else {}
-    res = {} if check else old
+    res = known(old, parts) if only and not check else dict(runs={})
+    where = about(path, simd) # now: what is written below is in git
     pulses = [pulse(path)] if names else []
     for o in names:
         res[o] = parts[o]()
         pulses.append(pulse(path))
         told = noise(*pulses[-2:])
         if told: print(f'{o}: the machine was not quiet: {told}')
-        res.setdefault('runs', {})[o] = dict(about(path, simd), noise=told)
+        res['runs'][o] = dict(where, noise=told)
         res = json.loads(json.dumps(rounded(res))) # numbers as keys become texts
         res['ratios'] = rounded(ratios(res))
-        if not check: fname.write_text(json.dumps(res, indent=1)+'\n')
+        if not check: write(fname, res)
     res['ratios'] = rounded(ratios(res))
     res['targets'] = {k: o[:3] for k,o in targets.items()}
     show(res['ratios'])
     if check:
         if fell := worse(res['ratios'], old['ratios']):
             sys.exit('worse by more than a fifth: '+', '.join(fell))
-    else: fname.write_text(json.dumps(res, indent=1)+'\n')
+    else: write(fname, res)

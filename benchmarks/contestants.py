@@ -2,7 +2,7 @@
 
 None imports another's library.
 """
-import importlib,json,random,sys,time
+import importlib,json,random,resource,sys,time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,8 +20,9 @@ mean,std = torch.tensor([0.46,0.46,0.43]),torch.tensor([0.26,0.26,0.28])
 def files(path, split='train'): return sorted(Path(path).glob(f'{split}/*/*'))
 
 def report(**kw):
-    "A line for `bench.py`"
-    print(json.dumps(dict(t=time.time(), **kw)), flush=True)
+    "A line for `bench.py`: the time, and how many pages of memory were asked for so far"
+    pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    print(json.dumps(dict(t=time.time(), pages=pages, **kw)), flush=True)
 
 # --- the network and the loop, in plain PyTorch ---
 def cnn():
@@ -217,11 +218,27 @@ def passes(name, path, n=3, **kw):
     report()
     for _ in range(n): report(n=sum(len(yb) for _,yb in dl))
 
-def again(path, disk):
-    "The first pass of a run that finds its images in `disk`, with all that comes before it"
-    import learner_from_scratch.cache
+def change(how, cache):
+    "Have the module `cache` do one thing in another way"
+    stored = cache.Stored
+    if how=='image by image': stored.has_all = lambda self, idxs, size: False
+    if how=='no checksums': stored.has_all = lambda self, idxs, size: size==self.size
+    if how=='one thread for PyTorch': torch.set_num_threads(1)
+    if how!='memory given back': cache.reuse_memory()
+
+def again(path, disk, how=None):
+    "The first pass of a run that finds its images in `disk`, and all that comes before it"
+    from learner_from_scratch import cache
+    from learner_from_scratch.data import DataLoader
+    change(how, cache)
     report()
-    report(n=sum(len(yb) for _,yb in fast(path, disk=disk)[0]))
+    both = files(path),files(path,'val')
+    report(step='list')
+    both = [cache.FastDataset(o, size=size) for o in both]
+    report(step='datasets')
+    train,_ = [cache.decode_once(o, disk) for o in both]
+    report(step='search')
+    report(step='batches', n=sum(len(yb) for _,yb in DataLoader(train, bs, True, n_workers)))
 
 def fit(name, path, n_epochs):
     "Seconds and accuracy of each epoch"
@@ -260,15 +277,25 @@ def pulse(path, n=2000):
     decode_all(fns, False)
     report(n=n, cpu=time.process_time()-cpu)
 
-def listing(n=100_000):
-    "Lists, labels and splits `n` links to one file: CPU seconds, and bytes kept for each"
-    import os,tempfile,tracemalloc
-    from learner_from_scratch.data import get_image_files
+def links(path, d, n):
+    "`n` links in `d` to the images of `path`: four to train on for each to validate with"
+    for split,k in ('train',n-n//5),('val',n//5):
+        fns = files(path, split)
+        for i in range(k):
+            to = Path(d)/split/f'class{i%20}'
+            if i<20: to.mkdir(parents=True)
+            (to/f'image_{i:06}.jpg').symlink_to(fns[i%len(fns)])
+
+def listing(path, n=100_000):
+    "Lists, labels and splits `n` links to images: CPU seconds, and bytes kept for each"
+    import os,tracemalloc
     from learner_from_scratch.folders import split_files
+    from learner_from_scratch.labels import labeled_datasets
     def bare(d): return [Path(p)/o for p,_,names in os.walk(d) for o in names]
     def ours(d):
         parts = split_files(Path(d))
         return [*parts, *[o.map(lambda fn: fn.parent.name) for o in parts]]
+    def labeled(d): return labeled_datasets(Path(d)) # as `lfs_train` does
     def secs(f):
         start = time.process_time()
         f(d)
@@ -279,15 +306,10 @@ def listing(n=100_000):
         nbytes = tracemalloc.get_traced_memory()[0]
         tracemalloc.stop()
         return nbytes/n if res else 0
-    with tempfile.TemporaryDirectory() as d:
-        (Path(d)/'an image').touch()
-        for i in range(n):
-            to = Path(d)/('val' if i%5==0 else 'train')/f'class{i//5%20}'
-            if i<100: to.mkdir(parents=True, exist_ok=True)
-            os.symlink(Path(d)/'an image', to/f'image_{i:06}.jpg')
-        (Path(d)/'an image').rename(Path(d)/'.image')
+    with TemporaryDirectory() as d:
+        links(Path(path).resolve(), d, n)
         report()
-        times = {f.__name__: min(secs(f) for _ in range(3)) for f in (bare,ours)}
+        times = {f.__name__: min(secs(f) for _ in range(3)) for f in (bare,ours,labeled)}
         nbytes = {f.__name__: kept(f) for f in (bare,ours)}
         report(cpu=times, bytes=nbytes)
 

@@ -18,11 +18,14 @@ from learner_from_scratch.cache import reuse_memory
 from learner_from_scratch.data import get_image_files,grandparent_split
 from learner_from_scratch.fetch import book_data,whole
 from learner_from_scratch.folders import random_split
-from learner_from_scratch.race import has_bf16,race,race_bounds,race_budgets,race_steps
+from learner_from_scratch.race import (has_bf16,race,race_asides,race_bounds,race_budgets,
+                                       race_steps)
 from torch.optim.lr_scheduler import OneCycleLR
 
 here = Path(__file__).resolve().parent
-recipes = {**race_steps(), **race_budgets()}
+recipes = {**race_steps(), **race_asides(), **race_budgets()}
+# trained with three seeds; all other rows have one
+many_seeds = {list(race_steps())[-1], *race_bounds} - {'long'}
 
 # --- one training: accuracy, seconds and parameters ---
 def n_params(model): return sum(p.numel() for p in model.parameters())
@@ -175,7 +178,7 @@ def new_row(name): return dict(what=described(name), runs=[])
 
 def missing(name, row, seeds):
     "The seeds of `row` that were not trained yet"
-    return range(len(row['runs']), seeds if name in race_bounds and name!='long' else 1)
+    return range(len(row['runs']), seeds if name in many_seeds else 1)
 
 def add_run(res, fname, name, seed, where, common):
     "Train once, and write it down"
@@ -203,7 +206,7 @@ if __name__=='__main__' and sys.argv[1:2]==['train']:
 def main(
     path:str=None, # Folder with `train` and `val`; else Imagenette or drawn shapes
     only:str='', # Names of rows, with commas between; all by default
-    seeds:int=3, # Trainings of each row with a budget in T; the others have one
+    seeds:int=3, # Trainings of the last step and of each row with a budget in T
     again:store_true=False, # Train these rows anew, even if they are there
     held_out:store_true=False, # Validate with a fifth of the training images instead
     quick:store_true=False, # One epoch on a few images, to see that all works
@@ -222,12 +225,14 @@ def main(
     for name in names:
         row = rows.get(name)
         if again or row is None or row['what']!=described(name): rows[name] = new_row(name)
+    if again: rows.pop('T', None)
     todo = [(name,seed) for name in names for seed in missing(name, rows[name], seeds)]
     where = path,held_out,quick
     common = origin()
     if todo and not held_out:
         rows.setdefault('T', new_row('T'))
         common['T'] = add_run(res, fname, 'T', 0, where, common)['secs']
+    if not todo: print(f'{fname} has all of these trainings: --again repeats them')
     for name,seed in todo: add_run(res, fname, name, seed, where, common)
     bad = [] if quick or held_out else missed({k: rows[k] for k in names})
     if bad: sys.exit('\n'.join(bad))

@@ -11,11 +11,12 @@ import ctypes,errno,os,shutil,stat
 from contextlib import suppress
 from copy import copy
 from hashlib import blake2b
+from io import BytesIO
 from zlib import crc32
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags,Image
 from filelock import FileLock
 from torch.nn import functional as F
 from fastcore.all import *
@@ -37,13 +38,20 @@ def draft_size(
     n = max(fits, default=1)
     return -(-h//n),-(-w//n) # rounded up
 
+# %% ../nbs/17_cache.ipynb #5147682d
+def _upright(data):
+    "Is the JPEG in `data` to be shown as it is stored?"
+    if b'Orientation' in data: return False
+    if b'Exif' not in data: return True
+    try: return Image.open(BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1)==1
+    except Exception: return False
+
 # %% ../nbs/17_cache.ipynb #17c00016
 def _usual(data, size):
     "The JPEG in `data`, decoded: `(h, w, 3)`; None if it's for Pillow"
-    if b'Exif' in data or b'Orientation' in data: return
     h,w,colours,_ = simplejpeg.decode_jpeg_header(data)
     most = Image.MAX_IMAGE_PIXELS or h*w
-    if colours!='YCbCr' or h*w > most: return
+    if colours!='YCbCr' or h*w > most or not _upright(data): return
     h,w = draft_size(h, w, size)
     return simplejpeg.decode_jpeg(data, min_height=h, min_width=w)
 
@@ -183,14 +191,14 @@ def cache_folder()->Path:
 
 # %% ../nbs/17_cache.ipynb #17c0003e
 def _make_room(folder, need, most):
-    "Delete the files not used for the longest time so that `need` bytes more are at most `most`"
-    free = shutil.disk_usage(folder).free
-    if need > min(most, free):
-        raise OSError(errno.ENOSPC, f'{need/1e9:.1f} GB are needed, of {min(most,free)/1e9:.1f}')
+    "Delete what wasn't used for the longest time: `need` bytes more fit in `most`, and the disk"
     files = [(o.stat(),o) for o in folder.glob('*.npy')]
-    total = need+sum(info.st_size for info,_ in files)
+    total = sum(info.st_size for info,_ in files)
+    most = min(most, shutil.disk_usage(folder).free+total)
+    if need > most:
+        raise OSError(errno.ENOSPC, f'{need/1e9:.1f} GB are needed, of {most/1e9:.1f}')
     for info,o in sorted(files, key=lambda o: o[0].st_mtime):
-        if total <= most: break
+        if need+total <= most: break
         o.unlink(missing_ok=True)
         total -= info.st_size
 

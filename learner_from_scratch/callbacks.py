@@ -40,7 +40,8 @@ _cancels = dict(batch=CancelBatchException,
                 fit=CancelFitException)
 
 # %% ../nbs/10_callbacks.ipynb #a1c771af
-_of_learner = {'model','dls','opt','batch','preds','loss','num','epoch','n_epochs'}
+_of_learner = ('model dls loss_func lr cbs opt_func opt batch preds loss num epoch '
+               'n_epochs first_epoch first_batch recorder').split()
 
 # %% ../nbs/10_callbacks.ipynb #8321f41a
 class Callback(chapter.Callback):
@@ -240,6 +241,20 @@ def _adopt(learn, cb):
         raise TypeError(f'{cb!r} is no Callback of learner_from_scratch.callbacks')
     check_events(cb, learn.events)
     cb.learner = learn
+
+# %% ../nbs/10_callbacks.ipynb #bcd64611
+@patch
+def __init__(self:Learner,
+    model, # Our `Module` or PyTorch's
+    dls:DataLoaders, # Training and validation batches
+    loss_func, # From predictions and targets to a scalar
+    lr:float, # Learning rate
+    cbs=None, # `Callback`s
+    opt_func=SGD, # From parameters and learning rate to an optimizer
+):
+    "Have all of these; raises `TypeError` for a callback that is none, or misspelt"
+    super(Learner, self).__init__(model, dls, loss_func, lr, cbs, opt_func)
+    for cb in self.cbs: _adopt(self, cb)
 
 # %% ../nbs/10_callbacks.ipynb #0fe4d85d
 @patch

@@ -101,6 +101,7 @@ def load_model(
     return model
 
 # %% ../nbs/12_checkpoint.ipynb #5b41d3a7
+#| code-fold: true
 def _number(v): return isinstance(v, float) or isinstance(v, int) and abs(v)<2**63
 
 # %% ../nbs/12_checkpoint.ipynb #9c02ce5b
@@ -129,11 +130,13 @@ def state(self:Callback):
                 means=[[m.sum,m.n] for m in self.means])
 
 # %% ../nbs/12_checkpoint.ipynb #e6958b27
+#| code-fold: true
 def _stored(t):
     dense = t.layout==torch.strided and t.device.type!='meta'
     return dense and t.nbytes<=t.untyped_storage().nbytes()
 
 # %% ../nbs/12_checkpoint.ipynb #591e2af3
+#| code-fold: true
 def _plain(v):
     "Is `v` nothing but real numbers, texts and tensors, in lists and dictionaries?"
     if isinstance(v, dict): v = [*v.keys(), *v.values()]
@@ -158,6 +161,7 @@ def alike(
     return _plain(new)
 
 # %% ../nbs/12_checkpoint.ipynb #ed6fa171
+#| code-fold: true
 def _placed(new, old):
     if isinstance(old, dict): return {k:_placed(new[k], old[k]) for k in old}
     return new.to(old.device) if isinstance(old, Tensor) else new
@@ -194,6 +198,7 @@ def load_state(self:Recorder,
             raise ValueError(f'a row of {self.names} would be {row}')
 
 # %% ../nbs/12_checkpoint.ipynb #777c4a00
+#| code-fold: true
 _parts = dict(epoch=int, num=int, batches=int, model=dict, ranks=list)
 _rank_parts = dict(start=dict, rng=dict, grads=list, cbs=list)
 
@@ -345,6 +350,8 @@ def take_up(self:Checkpoint):
     if self.is_main: self.finished.unlink(missing_ok=True)
     self.saved,self.file = s,fn
     self.learner.first_epoch,self.learner.first_batch = s['epoch'],s['num']
+    done = s['epoch']>=self.n_epochs
+    if done and self.is_main: print(f'{fn.name}: this fit has done its {s["epoch"]} epochs')
 
 # %% ../nbs/12_checkpoint.ipynb #5a6585b2
 @patch
@@ -367,6 +374,7 @@ def restore(self:Checkpoint):
     self.start = mine['start']
 
 # %% ../nbs/12_checkpoint.ipynb #45abc2ad
+#| code-fold: true
 def _check_groups(groups):
     for g in groups:
         betas = g.get('betas', ())
@@ -375,6 +383,7 @@ def _check_groups(groups):
             raise ValueError('no optimizer has such numbers')
 
 # %% ../nbs/12_checkpoint.ipynb #439e57a7
+#| code-fold: true
 def _try_step(model, opt):
     with suppress(torch.cuda.OutOfMemoryError):
         model,opt = deepcopy((model, opt))
@@ -383,12 +392,14 @@ def _try_step(model, opt):
         opt.step()
 
 # %% ../nbs/12_checkpoint.ipynb #7f0118be
+#| code-fold: true
 def _set_grads(ps, grads):
     for p,g in zip(ps, grads, strict=True):
         if g is not None and g.shape!=p.shape: raise ValueError('gradients of other shapes')
         p.grad = None if g is None else g.to(p.device)
 
 # %% ../nbs/12_checkpoint.ipynb #66197be2
+#| code-fold: true
 def _load_states(cbs, states):
     states = list(states)
     for cb in cbs:

@@ -30,6 +30,7 @@ from .inference import *
 from .norm import *
 from .resnet import *
 from .finetune import *
+from .labels import safe_name
 from .tasks import *
 
 # %% ../nbs/33_export.ipynb #2e82b490
@@ -114,7 +115,7 @@ def torch_twin(
 
 # %% ../nbs/33_export.ipynb #aee7d3f9
 def to_torch(
-    model, # Network of ours, or PyTorch's
+    model, # Network of ours, or PyTorch's; no layer calls `super().forward`
 )->nn.Module: # A copy
     "`model` in PyTorch's modules, with the same weights; `ValueError` if layers share weights"
     if isinstance(model, nn.Module): return deepcopy(model)
@@ -170,9 +171,13 @@ def onnx_bytes(
     net,xb = to_torch(pred.model).cpu().eval(),pred.inputs(*sample_images(2)).cpu()
     n = torch.export.Dim('n')
     names = dict(input_names=['images'], output_names=['scores'])
-    with quiet_export():
-        prog = torch.onnx.export(net, (xb,), dynamo=True, verbose=False,
-                                 dynamic_shapes=({0:n},), **names)
+    try:
+        with quiet_export():
+            prog = torch.onnx.export(net, (xb,), dynamo=True, verbose=False,
+                                     dynamic_shapes=({0:n},), **names)
+    except RuntimeError as e:
+        why = str(e.__cause__ or e).partition('\n')[0]
+        raise ValueError(f"the network can't be exported: {why}") from e
     model = prog.model_proto
     for k,v in onnx_meta(pred).items():
         o = model.metadata_props.add()
@@ -213,11 +218,12 @@ def export_onnx(
 def lfs_export(
     model:str, # A model.safetensors of lfs_train
     onnx:str=None, # File to write; by default the name of the model with .onnx
+    arch:str=None, # Network of the model, if it is package.module:function
 ):
     "Write a model as an ONNX file, and check that ONNX Runtime gives its numbers"
-    path = onnx or Path(model).with_suffix('.onnx')
-    try: export_onnx(load_learner(model), path)
-    except (ImportError,OSError,ValueError) as e:
-        line = ' '.join(f'lfs_export: {e}'.split())
-        sys.exit(''.join(o if o.isprintable() else ascii(o)[1:-1] for o in line))
-    print(f'Saved in {path}')
+    try:
+        path = onnx or Path(model).with_suffix('.onnx')
+        export_onnx(load_predictor(model, arch), path)
+    except (ImportError,MemoryError,OSError,ValueError) as e:
+        sys.exit(f'lfs_export: {safe_name(" ".join(str(e).split()))}')
+    print(f'Saved in {safe_name(path)}')

@@ -98,6 +98,7 @@ def by_names(
     return make
 
 # %% ../nbs/27_finetune.ipynb #4b1c516d
+#| code-fold: true
 def _below(k, name): return f'{k}.'.startswith(f'{name}.')
 
 def _groups(params, names):

@@ -9,6 +9,7 @@ __all__ = ['named_split', 'check_places', 'check_classes', 'check_links', 'rando
 # %% ../nbs/15_folders.ipynb #69bf576a
 import os,random
 from collections import Counter
+from hashlib import sha256
 from zlib import crc32
 from fastcore.all import *
 from .fetch import *
@@ -96,13 +97,14 @@ def split_files(
 # %% ../nbs/15_folders.ipynb #cfb5abdc
 def left_out(
     path:Path, # Folder of images
-)->Counter: # How many by suffix, in lower case, and how many are `hidden`
+)->Counter: # How many by suffix, in lower case; `hidden` are those in hidden folders, too
     "Files that `get_image_files` passes by"
     known = image_extensions()
     others = get_files(path).filter(lambda o: o.suffix.lower() not in known)
     res = Counter(o.suffix.lower() or o.name for o in others)
-    hidden = sum(o.is_file() for o in Path(path).rglob('.*'))
-    return res + Counter(hidden=hidden)
+    path = Path(path)
+    def hidden(fn): return any(p[0]=='.' for p in fn.relative_to(path).parts)
+    return res + Counter(hidden=sum(hidden(o) and o.is_file() for o in path.rglob('*')))
 
 # %% ../nbs/15_folders.ipynb #adb00140
 def use_heic()->bool: # Is it there?
@@ -118,7 +120,8 @@ def inner_folders(
 )->L: # Folders
     "Class folders that lie in another class folder"
     folders = files.attrgot('parent').unique()
-    return folders.filter(lambda o: o.parent in set(folders))
+    known = set(folders)
+    return folders.filter(lambda o: any(p in known for p in o.parents))
 
 # %% ../nbs/15_folders.ipynb #e4dab836
 def _mark(fn):
@@ -128,6 +131,8 @@ def _mark(fn):
         f.seek(max(0, size-4096))
         return size,crc32(f.read())
 
+def _whole(fn): return sha256(fn.read_bytes()).digest()
+
 # %% ../nbs/15_folders.ipynb #5c5a8607
 def same_files(
     train:L, # Files
@@ -135,6 +140,8 @@ def same_files(
 )->L: # Pairs of one of `train` and one of `valid`
     "Files of `valid` whose bytes are those of one in `train`"
     sizes = {o.stat().st_size for o in valid}
-    marks = {_mark(o): o for o in train if o.stat().st_size in sizes}
-    pairs = [(marks.get(_mark(o)),o) for o in valid]
-    return L((a,b) for a,b in pairs if a and a.read_bytes()==b.read_bytes())
+    marks = groupby([o for o in train if o.stat().st_size in sizes], _mark)
+    alike = L(o for o in valid if _mark(o) in marks)
+    whole = {_whole(o): o for k in set(map(_mark, alike)) for o in marks[k]}
+    pairs = [(whole.get(_whole(o)),o) for o in alike]
+    return L(o for o in pairs if o[0])

@@ -33,11 +33,13 @@ def hooked(
     finally: remove()
 
 # %% ../nbs/21_inside.ipynb #da7a6516
+#| code-fold: true
 def _hook_theirs(m, f):
     def hook(m, args, out): f(out, args)
     return m.register_forward_hook(hook).remove
 
 # %% ../nbs/21_inside.ipynb #4b67cd12
+#| code-fold: true
 def _hook_ours(m, f):
     old = m.hook
     def hook(out, args):
@@ -77,6 +79,7 @@ def lsuv(
             w.data /= std
 
 # %% ../nbs/21_inside.ipynb #bebd1c64
+#| code-fold: true
 def _std_of(model, m, xb):
     stds = []
     with torch.no_grad(), hooked(m, lambda out,args: stds.append(out.std().item())): model(xb)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['valid_words', 'train_words', 'few', 'name_label', 'label_func', 'read_csv', 'is_table', 'read_table', 'column',
            'table_files', 'check_names', 'labeled_files', 'stratified_split', 'is_valid', 'listed_split',
-           'labeled_split', 'each_label', 'safe_name', 'Images', 'name_cure', 'doubts', 'warn_of', 'tell_left_out',
-           'check_folders', 'valid_rows', 'labeled_datasets']
+           'labeled_split', 'each_label', 'safe_name', 'Images', 'name_cure', 'measured', 'several_in', 'doubts',
+           'warn_of', 'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'labeled_datasets']
 
 # %% ../nbs/30_labels.ipynb #db177515
 import csv,random,re,warnings
@@ -50,9 +50,10 @@ def read_csv(
     "The columns of a table; raises `ValueError` with the name of a file that isn't one"
     try: lines = Path(fn).read_text('utf-8-sig').splitlines(True)
     except UnicodeDecodeError as e: raise ValueError(f'{fn} is not in UTF-8: {e}') from e
-    if not lines: raise ValueError(f'{fn} is empty')
+    if not ''.join(lines).strip(): raise ValueError(f'{fn} is empty')
     delim = max(',;\t', key=lines[0].count)
-    names,*rows = filter(None, csv.reader(lines, delimiter=delim))
+    try: names,*rows = filter(None, csv.reader(lines, delimiter=delim, strict=True))
+    except csv.Error as e: raise ValueError(f"{fn} can't be read as a table: {e}") from e
     if len(set(names))<len(names): raise ValueError(f'{fn} has a column twice: {names}')
     for o in rows:
         if len(o)!=len(names):
@@ -64,14 +65,14 @@ def is_table(
     o, # Anything
 )->bool:
     "Is `o` the name of a file, or something with columns?"
-    return isinstance(o, (str,Path)) or hasattr(o, 'keys')
+    return isinstance(o, (str,Path)) or hasattr(o, 'keys') or hasattr(o, 'columns')
 
 def read_table(
     o, # Name of a CSV file, a DataFrame, or a dictionary of lists
 )->dict: # Lists by name
     "The columns of a table"
     if isinstance(o, (str,Path)): return read_csv(o)
-    return {k: list(o[k]) for k in o}
+    return {k: list(o[k]) for k in getattr(o, 'columns', o)}
 
 # %% ../nbs/30_labels.ipynb #243cd281
 def column(
@@ -82,7 +83,8 @@ def column(
     if is_listy(col): return L(zip(*[column(table, o) for o in col]))
     names = list(table)
     if isinstance(col, int) and col<len(names): col = names[col]
-    if col not in table: raise ValueError(f'no column {col!r}, there are {", ".join(names)}')
+    known = ', '.join(map(str, names))
+    if col not in table: raise ValueError(f'no column {col!r}, there are {known}')
     return L(table[col])
 
 # %% ../nbs/30_labels.ipynb #2ef62944
@@ -90,12 +92,13 @@ def table_files(
     path:Path, # Folder that the names start from
     names, # Of files
 )->L: # Their paths
-    "Files in `path`; raises `ValueError` with the name of one that is missing or there twice"
+    "Files in `path`; raises `ValueError` with the names of some that are missing or there twice"
     files = L(names).map(lambda o: Path(path)/str(o).strip())
     missing = files.filter(lambda o: not o.is_file())
     twice = L(o for o,n in Counter(files).items() if n>1)
     for what,bad in ('not on disk',missing),('there twice',twice):
-        if bad: raise ValueError(f'{len(bad)} of {len(files)} files are {what}: {bad[0]}')
+        some = ', '.join(map(str, bad[:10]))
+        if bad: raise ValueError(f'{len(bad)} of {len(files)} files are {what}: {some}')
     return files
 
 # %% ../nbs/30_labels.ipynb #ec4fc684
@@ -313,17 +316,39 @@ def batch(self:Images, idxs)->tuple:
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]
 
 # %% ../nbs/30_labels.ipynb #a8e1a806
+def measured(
+    vocab, # All labels, each once
+)->bool:
+    "Are the labels numbers, and not just the numbers of classes?"
+    if not all(re.fullmatch(r'[-+]?\d*\.?\d+', o) for o in vocab): return False
+    n,ns = len(vocab),sorted(map(float, vocab))
+    counted = ns in ([*range(n)],[*range(1,n+1)])
+    return any('.' in o for o in vocab) or n>10 and not counted
+
+# %% ../nbs/30_labels.ipynb #f35d928f
+def several_in(
+    vocab, # All labels, each once
+)->tuple: # A label and what cuts it, `None` for blanks; or `None`, if there is no such label
+    "The first label that others are a part of"
+    known = set(vocab)
+    for sep in *',;|',None:
+        for o in vocab:
+            parts = {p.strip() for p in o.split(sep)} - {o}
+            if parts & known: return o,sep
+
+# %% ../nbs/30_labels.ipynb #ae03c4b5
 def doubts(
-    vocab, # Labels, one for each image
+    vocab, # All labels, each once
 )->list: # Sentences
     "What makes labels look like those of another task"
-    res = []
-    numbers = all(re.fullmatch(r'[-+]?\d*\.?\d+', o) for o in vocab)
-    if numbers and any('.' in o for o in vocab):
+    res,found = [],several_in(vocab)
+    if measured(vocab):
         res.append('the labels are numbers: `task=Numbers()`, in Python, predicts numbers')
-    several = [o for o in vocab if ' ' in o and set(o.split()) & set(vocab)]
-    if several: res.append(f'{safe_name(several[0])!r} is taken for one label: '
-                           '`task=several_labels`, in Python, makes it several')
+    if found:
+        o,sep = found
+        task = f'SeveralLabels({sep!r})' if sep else 'several_labels'
+        res.append(f'{safe_name(o)!r} is taken for one label: '
+                   f'`task={task}`, in Python, makes it several')
     return res
 
 # %% ../nbs/30_labels.ipynb #52549059
@@ -334,11 +359,11 @@ def warn_of(
     valid:Images, # To validate with
 ):
     "Warn of labels with few images, and of images that are in both parts"
-    counts = Counter(train.labels) if train.y.ndim==1 else {}
-    rare = [o for o in train.vocab if counts and counts[o]<few]
-    rare = [f'{safe_name(o)} {counts[o]}' for o in rare]
+    counts = Counter(o for labels in train.labels for o in tuplify(labels))
+    known = set(counts)<=set(train.vocab) # numbers are not
+    rare = [f'{safe_name(o)} {counts[o]}' for o in train.vocab if known and counts[o]<few]
     if rare: warnings.warn(f'fewer than {few} images to train on: {", ".join(rare)}', stacklevel=2)
-    for o in doubts(train.vocab) if counts else []: warnings.warn(o, stacklevel=2)
+    for o in doubts(train.vocab) if train.y.ndim==1 else []: warnings.warn(o, stacklevel=2)
     same = same_files(train.fns, valid.fns)
     if same:
         a,b = map(safe_name, same[0])
@@ -384,6 +409,18 @@ def valid_rows(
     chosen = each_label(is_valid, files, column(table, col))
     return L(o for o,yes in zip(files, chosen) if yes)
 
+# %% ../nbs/30_labels.ipynb #09316704
+def first_two(
+    table:dict, # As from `read_table`
+    split=None, # Name of a column that is passed over, or anything else
+)->list: # Numbers of two columns
+    "The first two columns but for `split`; raises `ValueError` if there are no two"
+    named = isinstance(split, str)
+    cols = [i for i,o in enumerate(table) if not (named and o==split)]
+    if len(cols)>1: return cols[:2]
+    names = ', '.join(map(str, table))
+    raise ValueError(f'a table needs a column of files and one of labels, got {names}')
+
 # %% ../nbs/30_labels.ipynb #797935b8
 @delegates(Images, but='vocab')
 def labeled_datasets(
@@ -391,13 +428,15 @@ def labeled_datasets(
     labels=None, # A function, a regular expression, or a table; by default folders
     split=None, # As for `labeled_split`, or the name of a column
     seed:int=42, # For a split at random
-    cols:tuple=(0,1), # Of a table: the column with the files, and that with the labels
+    cols:tuple=None, # Of a table: files and labels; by default as from `first_two`
     task:Task=one_label, # What an image is asked for
     **kwargs, # For `Images`
 )->tuple[Images,Images]: # To train on and to validate with
     "Two data sets with one vocabulary; prints what is in them and what was left out"
     use_heic()
-    if is_table(labels): labels = read_table(labels)
+    if is_table(labels):
+        labels = read_table(labels)
+        cols = cols or first_two(labels, split)
     found = labeled_files(path, labels, cols)
     if not found: tell_left_out(path, [])
     if labels is None: check_folders(L(found.keys()), path, split)

@@ -63,16 +63,17 @@ def from_sklearn(
 @patch
 def validate(self:Learner,
     dl=None, # Batches; by default those to validate with
-    metrics=None, # By default those of the learner's `Recorder`
+    metrics=None, # By default those of the learner's `Recorder`, or of its task
 )->dict: # `valid_loss`, and each metric by its name
     "Loss and metrics of the network as it is"
     if metrics is None:
         metrics = [f for o in self.cbs if isinstance(o, Recorder) for f in o.metrics]
-    rec = Recorder(*L(metrics))
+    rec = Recorder(*(L(metrics) or self.task.metrics))
     rec.show = noop
     mine = [copy(o) for o in self.cbs if o.in_lr_find]
     dls = DataLoaders([], self.dls.valid if dl is None else dl)
-    Learner(self.model, dls, self.loss_func, self.lr, [*mine,rec]).fit(1)
+    asked = Learner(self.model, dls, self.loss_func, self.lr, [*mine,rec])
+    with same_mode(self.model): asked.fit(1)
     return {k:v for k,v in rec.dicts()[0].items() if k not in ('epoch','train_loss','time')}
 
 # %% ../nbs/16_metrics.ipynb #c8e71d9e
@@ -239,6 +240,7 @@ class EarlyStopping(table.EarlyStopping):
 
     def before_fit(self):
         super().before_fit()
+        self.ended = False
         self.note()
 
     def note(self):
@@ -250,12 +252,12 @@ class EarlyStopping(table.EarlyStopping):
         super().after_epoch()
         if not (self.model.training or self.waited): self.note()
 
-    def after_fit(self):
-        if not self.restore_best or math.isinf(self.best): return
+    def after_fit(self): self.ended = True
+    def after_cancel_fit(self): self.ended = True
+    def cleanup_fit(self):
+        if not (self.ended and self.restore_best) or math.isinf(self.best): return
         self.model.load_state_dict(self.weights)
         print(f'Back to the weights with {self.monitor} {self.sign*self.best:.4f}')
-
-    def after_cancel_fit(self): self.after_fit()
 
 # %% ../nbs/16_metrics.ipynb #a2bb6f25
 @patch
@@ -268,13 +270,16 @@ def __repr__(self:Dataset):
 @patch
 def __repr__(self:DataLoader):
     name,order = type(self).__name__,'shuffled' if self.shuffle else 'in order'
-    return f'{name}: {len(self):,} batches of {self.bs}, {order}, of {self.ds!r}'
+    return f'{name}: {len(self):,} batches of {self.bs}, {order}, of {_items(self.ds)}'
 
 # %% ../nbs/16_metrics.ipynb #df0ad58f
+def _items(ds):
+    return repr(ds) if isinstance(ds, Dataset) else f'{type(ds).__name__}: {len(ds):,} items'
+
 def _brief(dl):
     if isinstance(dl, DataLoader): return repr(dl)
     ds,what = data_of(dl),f'{type(dl).__name__}: {len(dl):,} batches'
-    return what if ds is None else f'{what}, of {type(ds).__name__}: {len(ds):,} items'
+    return what if ds is None else f'{what}, of {_items(ds)}'
 
 # %% ../nbs/16_metrics.ipynb #9f35289f
 @patch

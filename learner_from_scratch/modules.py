@@ -37,7 +37,7 @@ class Module:
 
     def __setattr__(self, k, v):
         if isinstance(v, (nn.Module,nn.Parameter)):
-            raise TypeError(f"{k} is PyTorch's and would not be trained; use nn.Module")
+            raise TypeError(f"{k} is PyTorch's and would not be trained: subclass nn.Module")
         if hasattr(self, 'children'): self._register(k, v)
         elif isinstance(v, (Parameter,Module)):
             raise AttributeError(f'call super().__init__() before you assign {k}')

@@ -23,6 +23,7 @@ from .recorder import *
 from .checkpoint import *
 
 # %% ../nbs/20_optimizers.ipynb #be868238
+#| code-fold: true
 def _as_groups(params, defaults):
     groups = list(params)
     if not any(isinstance(o, dict) for o in groups): groups = [dict(params=groups)]
@@ -254,6 +255,7 @@ def load_state_dict(self:Optimizer,
     self.state = {ps[i]:_copied(s, ps[i]) for i,s in state.items()}
 
 # %% ../nbs/20_optimizers.ipynb #91edcb02
+#| code-fold: true
 def _copied(s, p):
     return {k:v.to(p, copy=True) if isinstance(v, Tensor) else v for k,v in s.items()}
 
@@ -332,6 +334,7 @@ def dip(
     return in_turn(share, cosine(1,low), cosine(low,1))
 
 # %% ../nbs/20_optimizers.ipynb #0f25756e
+#| code-fold: true
 def _times(v, by):
     return tuple(a*b for a,b in zip(v, by, strict=True)) if isinstance(v, tuple) else v*by
 
@@ -373,6 +376,8 @@ class TorchSchedule(Callback):
         if not isinstance(self.opt, torch.optim.Optimizer):
             raise TypeError(f"a scheduler of PyTorch's needs its optimizers, not {type(self.opt)}")
         self.sched = self.make(self.opt)
+        if self.each=='batch' and isinstance(self.sched, ReduceLROnPlateau):
+            raise ValueError("ReduceLROnPlateau watches a column of the table: give each='epoch'")
 
     def after_batch(self):
         if self.each=='batch' and self.model.training: self.sched.step()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['race_bounds', 'Recipe', 'TrainOnly', 'racer', 'race', 'adamw', 'normed_cnn', 'GrowingCrops', 'muon', 'has_bf16',
-           'half_width', 'race_steps', 'fast', 'race_budgets']
+           'half_width', 'race_steps', 'race_asides', 'fast', 'race_budgets']
 
 # %% ../nbs/26_race.ipynb #dd507b85
 import time
@@ -31,7 +31,7 @@ from .regularize import *
 # %% ../nbs/26_race.ipynb #75d60aaf
 @dataclass
 class Recipe:
-    "All that is chosen for a training; the defaults are the chapter's"
+    "All that is chosen for a training; the defaults are those of the chapter"
     arch:Callable=simple_cnn # From the number of classes to a network
     epochs:int=8 # Passes over the training images
     lr:float=0.1 # Highest learning rate
@@ -162,6 +162,13 @@ def race_steps()->dict: # Recipes by name
     add('bfloat16', cbs=(crops,half_width))
     add('growing pictures', cbs=(growing,half_width))
     return rows
+
+# %% ../nbs/26_race.ipynb #6b859e3b
+def race_asides()->dict: # Recipes by name
+    "The last of the steps with one idea more, which is in no other row"
+    *_,last = race_steps().values()
+    ideas = dict(MixUp=MixUp, EMA=EMA)
+    return {f'and {k}': replace(last, cbs=(*last.cbs, o)) for k,o in ideas.items()}
 
 # %% ../nbs/26_race.ipynb #e5265685
 def fast(

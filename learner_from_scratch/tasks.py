@@ -119,6 +119,7 @@ def arch_name(
     arch, # From the number of outputs to a network
 )->str:
     "The name for a file: that of the function or class"
+    if isinstance(arch, partial): return f'partial_{arch_name(arch.func)}'
     return getattr(arch, '__name__', type(arch).__name__)
 
 # %% ../nbs/31_tasks.ipynb #67d122bb
@@ -276,12 +277,13 @@ numbers = Numbers()
 # %% ../nbs/31_tasks.ipynb #94890ff6
 @patch
 def begin(self:Numbers,
-    model, # Its last parameters are weights `(names, ...)` and bias of the last layer
+    model, # Its last parameters are weights `(names, inputs)` and bias of the last layer
     y:torch.Tensor, # All targets, `(n, names)`
 ):
     "Let a new network begin with answers around the mean of the targets, as far apart as these"
     *_,w,bias = model.parameters()
     if bias.shape!=y.shape[1:]: return
+    if (bias.abs() > w[0].numel()**-0.5).any(): return # it has learned
     bias.data.copy_(y.mean(0))
     w.data.mul_(y.std(0, correction=0)[:,None])
 

@@ -6,6 +6,7 @@ import os,signal,sys,time
 from contextlib import ExitStack
 from bright import Items
 from learner_from_scratch.all import *
+from learner_from_scratch.finetune import GradualUnfreezing
 
 class Tenth(Callback):
     def __init__(self, act): self.act = act
@@ -48,7 +49,8 @@ if not act:
     res['accumulated'] = dict(weights=learn.model.state_dict(), rows=rows)
 if not act:
     torch.manual_seed(42+rank_distrib())
-    learn = learner(None, average=OverlapCB if num_distrib()>1 else DistributedCB)
+    average = OverlapCB if num_distrib()>1 else DistributedCB
+    learn = learner(None, GradualUnfreezing(), average=average)
     learn.fit(5)
     rows = [o[:-1] for o in learn.recorder.rows]
     res['overlap'] = dict(weights=learn.model.state_dict(), rows=rows)

@@ -20,6 +20,16 @@ def attributes():
             res[f'{c.__module__}.{c.__qualname__}'] = dict(vars(c))
     return res
 
+def registries():
+    "What the lists and dictionaries of these packages hold"
+    res = {}
+    for n,m in list(sys.modules.items()):
+        if n.split('.')[0] not in ('PIL','fastcore','fastprogress'): continue
+        for k,v in vars(m).items():
+            kept = type(v) in (dict,list,set) and not k.startswith('__')
+            if kept: res[f'{n}.{k}'] = v.copy()
+    return res
+
 def process():
     "What belongs to the process as a whole"
     return dict(
@@ -34,15 +44,18 @@ handlers = []
 os.register_at_fork = lambda **kw: handlers.append(kw)
 torch.set_num_threads(2)
 modules,before,was = set(sys.modules),attributes(),process()
+held = registries()
 
 importlib.import_module(f'{lib}.all')
 
-after,now = attributes(),process()
+after,now,holds = attributes(),process(),registries()
 new = set(sys.modules)-modules  # a module of a package is an attribute of it
 for m,old in before.items():
     for k in old.keys()|after[m].keys():
         same = old.get(k) is after[m].get(k) and (k in old)==(k in after[m])
         if not same and f'{m}.{k}' not in new: print(f'{m}.{k}')
+for k,v in held.items():
+    if holds.get(k)!=v: print(f'what {k} holds')
 for k in was:
     if was[k]!=now[k]: print(f'{k} of the process')
 for o in handlers: print(f'a handler of forks: {o}')

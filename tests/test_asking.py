@@ -1,4 +1,5 @@
 "Questions to a network: any image, any loader, any task; what is bad is named, the rest answered"
+import sys
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -7,11 +8,14 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils import data as torch_data
+from learner_from_scratch import inference
 from learner_from_scratch.callbacks import Learner,SetupLearnerCB
 from learner_from_scratch.checkpoint import save_model
+from learner_from_scratch.cli import find_images
 from learner_from_scratch.data import DataLoader,Dataset,Normalize,get_image_files,tfm_x
+from learner_from_scratch.folders import use_heic
 from learner_from_scratch.inference import (CheckOutputs,OneLabel,Predictor,Task,array_image,
-    check_meta,fit_image,load_learner,read_rgb,resizers)
+    check_meta,fit_image,in_order,load_learner,read_rgb,resizers)
 from learner_from_scratch.learner import DataLoaders
 from learner_from_scratch.loss import cross_entropy
 import learner_from_scratch.metrics  # methods of `Learner`
@@ -140,6 +144,35 @@ def test_quiet(folder, capsys):
     assert capsys.readouterr()==('','')
     assert torch.equal(torch.get_rng_state(), rng)
 
+def test_a_bar_over_several_batches(folder, capsys, monkeypatch):
+    "In a terminal it is there while it lasts, and is wiped away"
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    mean_pred().predict(folder, bs=12)
+    assert capsys.readouterr().out==''
+    mean_pred().predict(folder, bs=5)
+    out = capsys.readouterr().out
+    assert '[3/3' in out and out.split('\r')[-2].strip()=='', out
+
+def test_photos_that_need_a_plugin(folder, monkeypatch):
+    "The error says what they need, and a folder's answers come with a warning"
+    monkeypatch.setattr(inference, 'image_extensions', lambda: {'.png'})
+    photo = folder/'red'/'IMG_1.HEIC'
+    photo.write_bytes(b'no photo')
+    with pytest.raises(OSError, match=r'IMG_1.HEIC.*use_heic\(\)'): mean_pred().predict(photo)
+    with pytest.warns(UserWarning, match=r'HEIC .*left out: 1, .*use_heic\(\)'):
+        mean_pred().predict(folder)
+    with pytest.warns(UserWarning, match='left out: 1'): find_images([folder])
+    monkeypatch.undo()
+    use_heic() or pytest.skip('needs pillow-heif')
+    with pytest.raises(OSError) as e: mean_pred().predict(photo)
+    assert 'use_heic' not in str(e.value)
+
+def test_read_rgb_raises_oserror(tmp_path):
+    "For whatever isn't an image: who leaves such files out catches one kind of error"
+    (tmp_path/'empty.jpg').touch()
+    for o in tmp_path/'empty.jpg', tmp_path, tmp_path/'gone.jpg':
+        with pytest.raises(OSError, match=o.name): read_rgb(o)
+
 # --- learners ---
 def our_learner(folder):
     files = get_image_files(folder)
@@ -231,6 +264,29 @@ def test_shuffled_torch_loader():
     learn = torch_learner(Listed(channels_first))
     learn.dls.valid = learn.dls.train
     with pytest.raises(ValueError, match='shuffled or sharded'): learn.show_results()
+
+class Backwards(torch_data.BatchSampler):
+    def __iter__(self): return reversed(list(super().__iter__()))
+
+batches,in_turn = torch_data.BatchSampler,torch_data.SequentialSampler(range(12))
+@pytest.mark.parametrize('sampler', [
+    batches(torch_data.SubsetRandomSampler(range(12)), 5, False), [[1,0],[3,2]],
+    Backwards(in_turn, 5, False)])
+def test_shuffled_batch_sampler(sampler):
+    "Such a loader has a `sampler` that says `SequentialSampler`, and that it never asks"
+    ds = Listed(channels_first)
+    learn = torch_learner(ds)
+    learn.dls.valid = torch_data.DataLoader(ds, batch_sampler=sampler)
+    for f in learn.show_results, learn.plot_top_losses, partial(learn.worst, 2):
+        with pytest.raises(ValueError, match='shuffled or sharded'): f()
+
+def test_batch_sampler_in_order(folder):
+    ds = Listed(channels_first)
+    learn = torch_learner(ds)
+    learn.dls.valid = torch_data.DataLoader(ds, batch_sampler=batches(in_turn, 5, False))
+    check_all(learn, folder, 12)
+    learn.dls.valid = torch_data.DataLoader(ds, batch_size=None) # items one by one
+    assert in_order(learn.dls.valid, torch.arange(12)%3)
 
 def test_no_vocabulary_no_transform(folder):
     x = torch.rand(6, 3, 8, 8)

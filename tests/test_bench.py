@@ -22,8 +22,11 @@ def run(*args, timeout=600):
 wants = dict(
     limits={'decode','decode_secs','fast','fast_secs','opening','compute_secs'},
     first={'notes','pytorch','ours','fast'}, disk={'pytorch','again','memory','built_secs'},
-    files={'n','secs','bytes'}, fit={'notes','pytorch','chapter','ours','fast','once'},
-    bf16={'once','bf16','pytorch'}, start={'help','torch','all'})
+    tries={*bench.ways}, files={'n','secs','bytes','labeled'},
+    fit={'notes','pytorch','chapter','ours','fast','once'},
+    bf16={'once','bf16','pytorch'}, start={'help','torch','all'},
+    workers={'ours 1','ours 2','ours 4','fast 1','fast 2','fast 4','spawned'},
+    passive={'ours','pytorch'}, kept={'chapter','pytorch'}, growth={'times','peaks'})
 
 def measured(names, path, fname):
     "What a run of the parts `names` has written"
@@ -40,17 +43,23 @@ def test_part(path, tmp_path):
     assert got['runs']['files'].keys()==facts
     assert got.keys()=={'files','runs','ratios','targets'} and 'not run yet' in said
 
-# each starts many processes; all of them: pytest tests/test_bench.py -k slow
+# each starts many processes; all of them: pytest -n auto tests/test_bench.py -k slow
 not_chosen = '"slow" not in config.getoption("-k")'
 slow = pytest.mark.skipif(not_chosen, reason='choose it with -k slow')
 
 @slow
-@pytest.mark.parametrize('name', ['limits','disk','fit','bf16','start'])
-def test_slow_part(name, path, tmp_path):
-    got,_ = measured(name, path, tmp_path/'res.json')
-    assert got[name].keys()>=wants[name]
-    for o in got.get('fit', {}).values():
-        assert len(o['epochs'])==4 and 0<=o['acc']<=1 and o['peak']>50
+@pytest.mark.parametrize('names', ['workers,growth','fit','bf16,start','disk,tries',
+                                   'passive,kept'])
+def test_slow_parts(names, path, tmp_path):
+    "Two at a time, as each call has a part of its own that takes seconds"
+    got,_ = measured(names, path, tmp_path/'res.json')
+    for o in names.split(','): assert got[o].keys()>=wants[o]
+    for o in [*got.get('fit', {}).values(),*got.get('kept', {}).values()]:
+        assert len(o['epochs'])==len(o['faults'])==4 and o['faults'][0]>0
+        assert 0<=o['acc']<=1 and o['peak']>50
+    if 'disk' in got:
+        steps = 'list','datasets','search','batches'
+        assert all(got['disk']['again'][o]>0 for o in steps) and min(got['tries'].values())>0
 
 @slow
 def test_slow_parts_add_up(path, tmp_path):
@@ -58,6 +67,7 @@ def test_slow_parts_add_up(path, tmp_path):
     fname = tmp_path/'res.json'
     measured('limits', path, fname)
     got,_ = measured('first', path, fname)
+    assert got['limits'].keys()==wants['limits']
     assert got['first'].keys()>=wants['first'] and {'first','share','later'}<=got['ratios'].keys()
     for o in got['first'].values(): assert o['first']>0 and o['peak']>50
 
@@ -79,9 +89,28 @@ def test_worse():
     assert bench.worse(dict(first=1.59, help=.63), old)==['first','help']
     assert bench.worse(dict(later=1), old)==[]
 
+@pytest.mark.parametrize('name', bench.slack)
+@pytest.mark.parametrize('old', [-.02,0.,.05])
+def test_worse_near_zero(name, old):
+    "Of a difference that may be 0 or below, a fifth says nothing"
+    by,sign = bench.slack[name],1 if bench.targets[name][0]=='>=' else -1
+    def fell(change): return bench.worse({name: old+sign*change}, {name: old})
+    assert fell(0)==fell(.5)==fell(-.9*by)==[]
+    assert fell(-1.1*by)==[name]
+
+def test_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    fname,before = tmp_path/'res.json',Path.write_text
+    bench.write(fname, dict(a=1))
+    def killed(fn, text):
+        before(fn, text[:5])
+        raise KeyboardInterrupt
+    monkeypatch.setattr(Path, 'write_text', killed)
+    with pytest.raises(KeyboardInterrupt): bench.write(fname, dict(a=2))
+    assert json.loads(fname.read_text())==dict(a=1)
+
 def test_check(path, tmp_path, monkeypatch):
     "Figures that fell end it with an error; the file stays as it is"
-    cost = dict(bare=2., ours=3.)
+    cost = dict(bare=2., ours=3., labeled=9.)
     seen = dict(pulse=dict(n=1, secs=1., cpu=1.), listing=dict(cpu=cost, bytes=cost))
     monkeypatch.setattr(bench, 'run', lambda what, **kw: ([seen[what]],0))
     fname = tmp_path/'res.json'
@@ -92,6 +121,48 @@ def test_check(path, tmp_path, monkeypatch):
         finally: assert fname.read_text()==text
     check(1.3)
     with pytest.raises(SystemExit, match='worse by more than a fifth: listing$'): check(1.1)
+
+no_parts = 'limits first disk tries workers fits bf16 passive kept growth listed start script'
+
+@pytest.fixture
+def quick(monkeypatch):
+    "Nothing is measured"
+    for o in no_parts.split(): monkeypatch.setattr(bench, o, lambda *args: {})
+    monkeypatch.setattr(bench, 'pulse', lambda path: dict(speed=1., cpu=1.))
+
+def test_older_figures(quick, path, tmp_path):
+    "Those of other parts stay, and none of what is measured no more"
+    fname = tmp_path/'res.json'
+    fname.write_text(json.dumps(dict(gone=1, start={}, runs=dict(gone=2, start=3))))
+    bench.main(path=path, only='files', fname=fname)
+    got = json.loads(fname.read_text())
+    assert got.keys()=={'start','files','runs','ratios','targets'}
+    assert got['runs'].keys()=={'start','files'} and got['runs']['start']==3
+
+def test_run_of_all(quick, path, tmp_path, monkeypatch):
+    "It begins anew, and its parts are of one commit, though it writes a file that is in git"
+    asked,fname = [],tmp_path/'res.json'
+    monkeypatch.setattr(bench, 'about', lambda *_: asked.append(1) or dict(commit=len(asked)))
+    fname.write_text(json.dumps(dict(gone=1, first=dict(ours=2))))
+    bench.main(path=path, fname=fname)
+    got = json.loads(fname.read_text())
+    assert 'gone' not in got and got['first']=={}
+    assert len(got['runs'])==14 and {o['commit'] for o in got['runs'].values()}=={1}
+
+def test_other_scripts(path, tmp_path, monkeypatch):
+    "They write beside the figures, and nowhere if these are only checked"
+    monkeypatch.setattr(bench, 'pulse', lambda path: dict(speed=1., cpu=1.))
+    monkeypatch.setattr(bench, 'here', tmp_path)
+    code = '''import json,sys
+with open(sys.argv[2], 'w') as f: json.dump(dict(ratio=1), f)'''
+    (tmp_path/'scaling.py').write_text(code)
+    fname = tmp_path/'res.json'
+    fname.write_text('{"ratios": {}}')
+    def made(**kw):
+        bench.main(path=path, only='scaling', fname=fname, **kw)
+        return (tmp_path/'scaling.json').exists()
+    assert not made(check=True) and made()
+    assert json.loads(fname.read_text())['scaling']==dict(ratio=1)
 
 def test_noise():
     quiet = dict(speed=100, cpu=.99)

@@ -1,12 +1,14 @@
 "Images decoded faster are the same; images decoded once are right, whole and bounded"
 import ctypes,os,pickle,platform,random,resource,shutil,signal,subprocess,sys,time
+import warnings
 
 import numpy as np
 import pytest
 import test_images
 import test_loader
 import torch
-from PIL import Image
+from PIL import ExifTags,Image
+from fastcore.all import NS
 from learner_from_scratch import cache
 from learner_from_scratch.cache import FastDataset,cache_key,decode_once,empty_cache,read_fast
 from learner_from_scratch.cache import reuse_memory
@@ -14,13 +16,12 @@ from learner_from_scratch.data import DataLoader,Dataset,get_image_files,read_im
 from learner_from_scratch.fetch import book_data,draw_shapes
 from learner_from_scratch.labels import Images
 from test_images import *
-from test_loader import ds,test_abandoned_iterators,test_errors_leave_nothing
-from test_loader import test_fork_in_the_middle
+from test_loader import linux,test_errors_leave_nothing
 
 posix = pytest.mark.skipif(os.name!='posix', reason='needs fork and signals')
 fast = pytest.mark.skipif(cache.simplejpeg is None, reason='needs simplejpeg')
 
-# --- the odd images, and a few tests of the loader, on the other path ---
+# --- the odd images, and errors of the loader, on the other path ---
 def fast_image(fn, size): return Image.fromarray(read_fast(fn, size))
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,11 @@ def off(fn, size):
     "The largest difference of a pixel from the plain decode"
     return np.abs(read_fast(fn, size).astype(int)-np.array(read_image(fn, size))).max()
 
+def result(read, fn):
+    "All pixels that `read` makes of `fn`, or what it says against it"
+    try: return np.asarray(read(fn, 32)).tolist()
+    except OSError as e: return str(e)
+
 @fast
 @pytest.mark.parametrize('size', [1,8,31,64,200])
 def test_as_read_image(size, shapes, tmp_path):
@@ -62,13 +68,41 @@ def test_kinds_of_jpeg(kw, tmp_path):
             assert cache._quick(tmp_path/'a.jpg', size) is not None
             assert off(tmp_path/'a.jpg', size)<=2
 
-def turned():
+def noted(**notes):
+    "An Exif with `notes`"
     exif = Image.Exif()
-    exif[274] = 6
+    for k,v in notes.items(): exif[ExifTags.Base[k]] = v
     return exif
 
+@fast
+@pytest.mark.parametrize('notes', [dict(Model='a'), dict(Orientation=1), dict(Orientation=6)])
+def test_exif(notes, tmp_path):
+    "Only an image that is to be turned is left to Pillow; all come out the same"
+    im = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90,60,3), dtype='uint8'))
+    im.save(tmp_path/'a.jpg', exif=noted(**notes))
+    assert (cache._quick(tmp_path/'a.jpg', 32) is None)==(notes.get('Orientation')==6)
+    assert off(tmp_path/'a.jpg', 32)<=2
+
+@fast
+def test_broken_exif(tmp_path):
+    "As Pillow takes it, whatever it says"
+    rng = np.random.default_rng(0)
+    im = Image.fromarray(rng.integers(0, 256, (90,60,3), dtype='uint8'))
+    im.save(tmp_path/'a.jpg', exif=noted(Model='a', Orientation=6))
+    data = (tmp_path/'a.jpg').read_bytes()
+    start = data.index(b'Exif')
+    for _ in range(200):
+        bad = bytearray(data)
+        bad[start+rng.integers(60)] = rng.integers(256)
+        (tmp_path/'a.jpg').write_bytes(bad)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            said = [result(o, tmp_path/'a.jpg') for o in (read_fast,read_image)]
+            same = said[0]==said[1]
+            assert same or off(tmp_path/'a.jpg', 32)<=2
+
 odd = dict(grey=('L',{}), cmyk=('CMYK',{}), rgb=('RGB',dict(keep_rgb=True)),
-           turned=('RGB',dict(exif=turned())))
+           turned=('RGB',dict(exif=noted(Orientation=6))))
 
 @pytest.mark.parametrize('name', odd)
 def test_left_to_pillow(name, tmp_path):
@@ -83,10 +117,7 @@ def test_broken_jpeg(fns, tmp_path):
     data = fns[0].read_bytes()
     for bad in b'',data[:20],data[:len(data)//2],b'\xff\xd8\xff'+b'a'*50:
         (tmp_path/'bad.jpg').write_bytes(bad)
-        def said(read):
-            try: return np.asarray(read(tmp_path/'bad.jpg', 32)).tolist()
-            except OSError as e: return str(e)
-        assert said(read_fast)==said(read_image)
+        assert result(read_fast, tmp_path/'bad.jpg')==result(read_image, tmp_path/'bad.jpg')
     (tmp_path/'bad.jpg').write_bytes(data+b'x'*9)
     assert off(tmp_path/'bad.jpg', 32)<=2
 
@@ -101,7 +132,7 @@ def test_batches(fns, n_workers):
         assert (x-xb).abs().max()<=2.1/255 and torch.equal(y, yb)
 
 # --- the file of decoded images ---
-def right(ds, fns):
+def all_right(ds, fns):
     "Are all images of `ds` those of `fns`?"
     plain = FastDataset(fns, size=ds.size)
     return all(ds.pixels(i)==plain.pixels(i) for i in range(len(fns)))
@@ -119,7 +150,7 @@ def run(fns, folder, **kw):
         ds = decode_once(FastDataset(fns, **kw), folder)
         [ds.pixels(i) for i in range(len(ds))]
     finally: FastDataset.read = staticmethod(before)
-    assert right(ds, fns)
+    assert all_right(ds, fns)
     return len(n)-1 # one tells the size of a record
 
 def test_second_run(fns, tmp_path):
@@ -159,11 +190,17 @@ def test_other_datasets(fns, tmp_path):
         assert len(ds.decoded)==0
     assert len(list((tmp_path/'c').glob('*.npy')))==3
 
+def test_odd_images(tmp_path):
+    "Stored as `read_image` has them"
+    fns = [written(tmp_path, k, o[0]) for k,o in right.items()]
+    ds = decode_once(FastDataset(fns, size=8), tmp_path/'c')
+    assert all(ds.pixels(i)==read_image(o, 8).tobytes() for i,o in enumerate(fns))
+
 def test_size_changes(fns, tmp_path):
     ds = decode_once(FastDataset(fns), tmp_path/'c')
     for size in 32,64:
         ds.size = size
-        assert right(ds, fns)
+        assert all_right(ds, fns)
 
 def test_loader_and_pickle(fns, tmp_path):
     ds = decode_once(FastDataset(fns), tmp_path/'c')
@@ -171,6 +208,30 @@ def test_loader_and_pickle(fns, tmp_path):
     for o in ds,pickle.loads(pickle.dumps(ds)):
         for (xb,yb),(x,y) in zip(DataLoader(o, bs=16, n_workers=2), want, strict=True):
             assert torch.equal(xb, x) and torch.equal(yb, y)
+
+one_pass = '''
+import sys
+from learner_from_scratch.cache import *
+from learner_from_scratch.data import *
+def anonymous():
+    "MB of memory that has no file behind it, so that it isn't the system's to take back"
+    lines = open('/proc/self/status').read().splitlines()
+    return next(int(o.split()[1])/1000 for o in lines if o.startswith('RssAnon'))
+before = anonymous()
+ds = decode_once(FastDataset(get_image_files(sys.argv[1])*17, size=256), sys.argv[2])
+most = max(anonymous() for _ in DataLoader(ds, bs=4, n_workers=2))
+assert not vars(ds.decoded).get('damaged') and not len(ds.decoded)
+print(ds.decoded.stored.nbytes/1e6, most-before)
+'''
+
+@linux
+def test_larger_than_memory(fns, tmp_path):
+    "What is stored can be, as none of it has to stay"
+    decode_once(FastDataset(fns*17, size=256), tmp_path/'c')
+    cmd = [sys.executable, '-c', one_pass, tmp_path/'train', tmp_path/'c']
+    stored,more = map(float, subprocess.check_output(cmd, text=True).split())
+    assert stored > 200 and more < 60, (stored,more)
+    assert len(list((tmp_path/'c').glob('*.npy')))==1 # it was found
 
 # --- damage ---
 damages = dict(
@@ -215,13 +276,13 @@ def test_full_disk(fns, tmp_path, capsys):
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft,hard))
     said = capsys.readouterr().out
     assert said.count('\n')==1 and 'kept in memory only' in said
-    assert right(ds, fns) and len(ds.decoded)==len(fns)
+    assert all_right(ds, fns) and len(ds.decoded)==len(fns)
     assert {o.suffix for o in (tmp_path/'c').iterdir()} <= {'.lock'}
 
 def test_no_folder(fns, tmp_path, capsys):
     (tmp_path/'file').touch()
     ds = decode_once(FastDataset(fns), tmp_path/'file')
-    assert 'kept in memory only' in capsys.readouterr().out and right(ds, fns)
+    assert 'kept in memory only' in capsys.readouterr().out and all_right(ds, fns)
 
 def test_bound(fns, tmp_path, capsys):
     "The files that were used last stay"
@@ -238,6 +299,21 @@ def test_bound(fns, tmp_path, capsys):
     assert files()=={a,c}
     decode_once(FastDataset(fns*3), tmp_path/'c', most=2.5*one)
     assert 'kept in memory only' in capsys.readouterr().out and files()=={a,c}
+
+def test_old_files_make_room(fns, tmp_path, monkeypatch, capsys):
+    "What may be deleted counts as free, and goes if the disk has no other room"
+    decode_once(FastDataset(fns), tmp_path/'c')
+    old, = (tmp_path/'c').glob('*.npy')
+    def free(n): monkeypatch.setattr(shutil, 'disk_usage', lambda path: NS(free=n))
+    free(1000)
+    decode_once(FastDataset(fns*2), tmp_path/'c')
+    assert 'kept in memory only' in capsys.readouterr().out and old.exists()
+    decode_once(FastDataset(fns[1:]), tmp_path/'c')
+    new, = (tmp_path/'c').glob('*.npy')
+    assert new!=old and capsys.readouterr().out==''
+    free(10**9)
+    decode_once(FastDataset(fns), tmp_path/'c')
+    assert new.exists() and old.exists()
 
 def test_empty_cache(fns, tmp_path):
     assert empty_cache(tmp_path/'c')==0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from learner_from_scratch import fetch
+from learner_from_scratch.augment import Augment,flip,jitter
 from learner_from_scratch.callbacks import *
 from learner_from_scratch.checkpoint import *
 from learner_from_scratch.data import DataLoader
@@ -13,7 +14,10 @@ from learner_from_scratch.fetch import whole
 from learner_from_scratch.learner import DataLoaders,SGD
 from learner_from_scratch.loss import cross_entropy
 from learner_from_scratch.modules import *
+from learner_from_scratch.norm import BatchNorm2d
+from learner_from_scratch.optimizers import Momentum
 from learner_from_scratch.recorder import Recorder
+from learner_from_scratch.regularize import EMA,MixUp
 from torch import nn
 from torch.nn import functional as F
 
@@ -42,6 +46,12 @@ def theirs():
     conv = nn.Conv2d(3,32,3,stride=2), nn.BatchNorm2d(32), nn.ReLU(), nn.Dropout()
     return nn.Sequential(*conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32,10))
 
+def normed():
+    conv = ConvLayer(3,32,stride=2), BatchNorm2d(32)
+    return Sequential(*conv, AdaptivePool(), Linear(32,10))
+
+kinds = dict(ours=(SGD,ours), theirs=(torch.optim.AdamW,theirs), normed=(Momentum,normed))
+
 def digest(model, avg):
     h = hashlib.sha256(repr(avg).encode())
     for k,p in model.state_dict().items(): h.update(k.encode() + p.numpy().tobytes())
@@ -56,17 +66,20 @@ def fit(path, kind, seed=0, out=None):
     dls = DataLoaders(DataLoader(items, 8, shuffle=True), DataLoader(items, 40))
     for f in (torch.manual_seed,np.random.seed,random.seed): f(seed)
     avg = Average()
-    opt_func,model = (SGD,ours()) if kind=='ours' else (torch.optim.AdamW,theirs())
+    opt_func,make = kinds[kind]
     cbs = [Noise(), OneCycle(.01), avg, GradientAccumulation(2), Recorder(),
            SaveBest(Path(path)/'best.safetensors'), Checkpoint(path, every=1, resume=True)]
-    Learner(model, dls, cross_entropy, .01, cbs, opt_func).fit(3)
-    if out: Path(out).write_text(digest(model, avg.avg))
+    if kind=='normed': cbs += [Augment(flip,jitter), MixUp(), EMA(.9)]
+    learn = Learner(make(), dls, cross_entropy, .01, cbs, opt_func)
+    learn.fit(3)
+    if out: Path(out).write_text(digest(learn.model, avg.avg))
 
 @pytest.fixture(scope='module')
 def start():
     "Starts `fit` in a new process; they fork from a server that has imported all already"
     ctx = multiprocessing.get_context('forkserver')
-    ctx.set_forkserver_preload(['pytest','torch._dynamo','learner_from_scratch.all'])
+    ctx.set_forkserver_preload(['pytest','torch._dynamo','learner_from_scratch.all',
+                                'learner_from_scratch.regularize'])
     def _start(*args, **kwargs):
         p = ctx.Process(target=fit, args=args, kwargs=kwargs)
         p.start()
@@ -83,7 +96,7 @@ def test_kill(start, tmp_path):
 
     Who was done before doesn't count, nor who had just written the file."""
     rng,want = random.Random(42),{}
-    for kind in ('ours','theirs'):
+    for kind in kinds:
         start(tmp_path/kind, kind, out=tmp_path/f'{kind}.txt').join(300)
         want[kind] = (tmp_path/f'{kind}.txt').read_text()
     epochs,tries = [],0
@@ -91,7 +104,7 @@ def test_kill(start, tmp_path):
         tries += 1
         assert tries<300
         i = len(epochs)
-        kind,path,out = ('ours','theirs')[i%2],tmp_path/f'{tries}',tmp_path/f'{tries}.txt'
+        kind,path,out = [*kinds][i%3],tmp_path/f'{tries}',tmp_path/f'{tries}.txt'
         p = start(path, kind)
         n = rng.randrange(1,30)
         if i<20:

@@ -83,11 +83,11 @@ def n_lines(fn): return len(fn.read_text().splitlines())
 @pytest.mark.parametrize('bad,says', [
     (dict(epochs=0), '`epochs` must be at least 1, got 0'),
     (dict(epochs=-1), 'got -1'),
-    (dict(bs=0), '`bs` must be from 1 to 60'),
+    (dict(bs=0), '`bs` must be at least 1, got 0'),
     (dict(bs=61), '`bs` must be from 1 to 60'),
     (dict(bs=10**30), '`bs` must be from 1 to 60'),
-    (dict(size=0), '`size` must be a whole number from 1 to 2048, got 0'),
-    (dict(size=9000), 'got 9000'),
+    (dict(size=0), '`size` must be at least 1, got 0'),
+    (dict(size=9000), '`size` must be a whole number from 1 to 2048, got 9000'),
     (dict(lr=float('nan')), '`lr` must be greater than 0'),
     (dict(lr=-1), '`lr` must be greater than 0'),
     (dict(seed=2**63), '`seed` must be'),
@@ -120,9 +120,10 @@ def test_bad_folders(shapes, tmp_path):
 
 def test_unreadable_image_names_skip(shapes, tmp_path):
     fake = shutil.copytree(shapes, tmp_path/'fake')
-    (fake/'train/moon/letter.jpg').write_text('Dear Sir')
-    line = refused(train, str(fake), out=tmp_path/'out')
-    assert 'letter.jpg' in line and '--skip' in line
+    for text in '','Dear Sir':
+        (fake/'train/moon/letter.jpg').write_text(text)
+        line = refused(train, str(fake), out=tmp_path/'out')
+        assert 'letter.jpg' in line and '--skip' in line
     assert '--skip' in refused(lfs_find, str(fake), out=tmp_path/'lr.png')
     warned = partial(pytest.warns, UserWarning, match='1 of 61 images are skipped')
     with warned(): train(str(fake), skip=True, out=tmp_path/'out')
@@ -250,7 +251,7 @@ def test_options(kw, shapes, im, tmp_path, capsys):
     lfs_predict([str(tmp_path/'out/model.safetensors'), im])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-3:-1]==[f'Look at it: {tmp_path}/out/report.html',
-                          f'Ask it: lfs_predict {tmp_path}/out/model.safetensors IMAGE']
+                          f'Use it: lfs_predict {tmp_path}/out/model.safetensors IMAGE']
 
 def test_finetune(shapes, trained, im, tmp_path):
     "Size, statistics and network are the model's; the classes those of the folder"
@@ -292,8 +293,10 @@ def test_messy_folder(tmp_path, capsys):
               'fewer than 5 images to train on: with garden'): assert o in r.stderr
     assert '5 labels: big house 8, blue box' in text and '1 .txt' in text
     assert '1 .heic' in text or heic_works()
+    with pytest.warns(UserWarning, match='images are skipped'):
+        lfs_find(str(messy), bs=8, size=32, skip=True, out=tmp_path/'lr.png')
     model = tmp_path/'runs/my photos/model.safetensors'
-    assert "Ask it: lfs_predict 'runs/my photos/model.safetensors' IMAGE" in text
+    assert "Use it: lfs_predict 'runs/my photos/model.safetensors' IMAGE" in text
     capsys.readouterr()
     assert broken in refused(lfs_predict, [str(model), str(messy)])
     names = [o.split(':')[0] for o in capsys.readouterr().out.splitlines()]
@@ -357,6 +360,16 @@ def other_task(task, bias, path):
     b.data.copy_(torch.tensor(bias))
     Predictor(model, ['long','wide'], 32, task=task).save(path)
     return str(path)
+
+def test_predict_small_numbers(im, tmp_path, capsys):
+    "Not rounded to none, nor shown with more digits than a float32 has"
+    model = other_task(Numbers(), [2.3e-5,1234567.], tmp_path/'model.safetensors')
+    lfs_predict([model, im])
+    assert capsys.readouterr().out==f'{im}: long 2.3e-05, wide 1.235e+06\n'
+    lfs_predict([model, im, '--json', f'--csv={tmp_path}/a.csv'])
+    got = json.loads(capsys.readouterr().out)['numbers']
+    assert got==[['long',2.3e-5],['wide',1234567.]]
+    assert (tmp_path/'a.csv').read_text()==f'file,long,wide\n{im},2.3e-05,1234567.0\n'
 
 def test_predict_numbers(im, tmp_path, capsys):
     "Each with its name, and none of them is a probability"
@@ -430,6 +443,37 @@ def test_checkpoints_without_settings(shapes, run):
     for resume in False,True:
         assert str(run) in refused(train, str(shapes), epochs=2, out=run, resume=resume)
     assert ckpts(run)
+
+def test_model_without_settings(shapes, tmp_path):
+    "Nobody knows where it comes from, so it isn't overwritten"
+    fn = tmp_path/'model.safetensors'
+    fn.write_text('mine')
+    for resume in False,True:
+        assert str(fn) in refused(train, str(shapes), out=tmp_path, resume=resume)
+    assert fn.read_text()=='mine'
+
+def test_resume_keeps_cache(shapes, run, monkeypatch):
+    "It may be asked for at any time, and runs from before it was kept go on"
+    from learner_from_scratch import runs
+    decoded,again = [],partial(lfs_train, str(shapes), out=run, resume=True)
+    monkeypatch.setattr(runs, 'decode_once', lambda ds: decoded.append(ds) or ds)
+    again(cache=True)
+    again()
+    assert len(decoded)==4
+    was = settings(run)
+    del was['cache']
+    (run/'settings.json').write_text(json.dumps(was))
+    again()
+    assert len(decoded)==4
+
+@pytest.mark.parametrize('has,asked', [(True,False),(True,True),(False,False)])
+def test_bf16_is_offered(has, asked, shapes, tmp_path, capsys, monkeypatch):
+    "Where it helps, and before the training; here that is left out"
+    from learner_from_scratch import runs
+    monkeypatch.setattr(runs, 'has_bf16', lambda: has)
+    monkeypatch.setattr(runs, 'fit_run', lambda *_: False)
+    refused(train, str(shapes), bf16=asked, out=tmp_path/'out')
+    assert ('--bf16 (`bf16=True`) may be faster' in capsys.readouterr().out)==(has and not asked)
 
 @pytest.mark.parametrize('bad', [
     dict(bs='x'), dict(stats=[]), dict(stats=[['x']*3]*2), dict(opt=None), dict(lr=1e400),
@@ -525,6 +569,16 @@ except SystemExit as e: print(e.code, 'torch' in sys.modules)
     ('lfs_train', '2 False'),
     ('lfs_train photos --epoch=many', '2 False'),
     ('lfs_train photos', 'lfs_train: there is no photos False'),
+    ('lfs_train . --epochs=0', 'lfs_train: `epochs` must be at least 1, got 0 False'),
+    ('lfs_train . --bs=0', 'lfs_train: `bs` must be at least 1, got 0 False'),
+    ('lfs_train . --lr=0', 'lfs_train: `lr` must be greater than 0, got 0.0 False'),
+    ('lfs_train . --aug=much', 'lfs_train: `aug` must be one of none, flip, full; '
+                               "got 'much' False"),
+    ('lfs_train . --opt=adam', 'lfs_train: `opt` must be one of adamw, sgd, momentum, muon; '
+                               "got 'adam' False"),
+    ('lfs_find . --opt=adam', 'lfs_find: `opt` must be one of adamw, sgd, momentum, muon; '
+                              "got 'adam' False"),
+    ('lfs_find . --size=0', 'lfs_find: `size` must be at least 1, got 0 False'),
     ('lfs_predict --help', '0 False'),
     ('lfs_predict m', '2 False'),
     ('lfs_predict m x.jpg', 'lfs_predict: there is no m False'),

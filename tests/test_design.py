@@ -103,6 +103,11 @@ first = 'class A:\n  def f(self): pass\ndef g(): pass'
     ('class B:\n  @property\n  def x(self): pass\n  @x.setter\n  def x(self, o): pass', 0)])
 def test_twice(second, n): assert len(twice(dict(one=first, two=second)))==n
 
+def test_pages_show_all_code():
+    "nbdev leaves out the cells of `export`; those of `exports` are on the page"
+    cells = [(name,c) for name,nb in nbs.items() for c in code(nb)]
+    assert not [(name,c.id) for name,c in cells if c.source.startswith('#| export\n')]
+
 # --- no effect at a distance ---
 @pytest.mark.skipif(sys.platform=='win32', reason='no forks')
 def test_import_changes_nothing_else():

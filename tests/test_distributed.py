@@ -2,11 +2,16 @@
 
 One that dies, hangs or never comes ends the job with an error, and a new job goes on."""
 import os,re,socket,subprocess,sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from forked import python
+from torch import nn
+from learner_from_scratch.callbacks import Callback,Learner
+from learner_from_scratch.distributed import DistributedCB,OverlapCB,distrib_ctx
+from learner_from_scratch.learner import DataLoaders
 
 root = Path(__file__).parent.parent
 job = str(root/'tests/distributed_job.py')
@@ -83,6 +88,37 @@ def test_summed_while_backward_runs(trained):
     assert largest_diff(one['weights'], r0['weights']) < 1e-6
     assert largest_diff(r0['weights'], r1['weights'])==0
     assert (torch.tensor(one['rows'])-torch.tensor(r0['rows'])).abs().max() < 1e-5
+
+class Late(Callback):
+    "The first layer is frozen, then trained, then frozen"
+    def before_epoch(self):
+        for p in self.model[0].parameters():
+            p.requires_grad_(self.epoch==1)
+            p.grad = None
+
+@pytest.mark.parametrize('frozen', [True,False])
+def test_buckets_hold_what_is_trained(frozen):
+    "Whatever was trainable when the fit began"
+    ws = {}
+    class Look(Callback):
+        def before_fit(self): self.ws = []
+        def after_backward(self):
+            ps = {p for p in self.model.parameters() if p.requires_grad}
+            if isinstance(cb, OverlapCB): assert {p for b in cb.groups for p in b}==ps
+        def after_epoch(self):
+            if self.model.training: self.ws.append(self.model[0].weight.detach().clone())
+    with distrib_ctx():
+        for cb in DistributedCB(),OverlapCB():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(3,3), nn.Linear(3,2))
+            for p in model[0].parameters(): p.requires_grad_(not frozen)
+            dls = DataLoaders([(torch.randn(4,3),torch.arange(4)%2)]*3, [])
+            look,opt = Look(),partial(torch.optim.AdamW, weight_decay=.5)
+            Learner(model, dls, nn.CrossEntropyLoss(), .1, [cb,look,Late()], opt).fit(3)
+            ws[type(cb)] = look.ws
+    for a,b in zip(*ws.values()): assert torch.allclose(a, b, atol=1e-6)
+    a,b,c = ws[OverlapCB]
+    assert not torch.equal(a, b) and torch.equal(b, c)
 
 def test_only_rank_0_prints(trained):
     *_,one,two,_ = trained

@@ -12,7 +12,7 @@ from learner_from_scratch.data import imagenette_stats
 from learner_from_scratch.export import (export_onnx,lfs_export,onnx_bytes,sample_images,
                                          to_torch)
 from learner_from_scratch.finetune import freeze,new_head
-from learner_from_scratch.inference import Predictor,one_label
+from learner_from_scratch.inference import Predictor,find_arch,one_label
 from learner_from_scratch.modules import (AdaptivePool,ConvLayer,Linear,Module,Parameter,
                                           Sequential,simple_cnn)
 from learner_from_scratch.norm import BatchNorm2d,Dropout,WithBuffers
@@ -141,7 +141,7 @@ def test_shared_weights_are_refused():
     with pytest.raises(ValueError, match='24 weights for 15'): to_torch(Sequential(a, b))
 
 @pytest.mark.filterwarnings('ignore:.*deprecated')
-@pytest.mark.parametrize('name', ['small_resnet','in_list'])
+@pytest.mark.parametrize('name', ['simple_cnn','small_resnet','resnet18','in_list'])
 def test_compiled_exported_traced(name, xb):
     net = to_torch(nets[name]().eval())
     want = net(xb)
@@ -206,8 +206,39 @@ def test_command(tmp_path, capsys):
     assert capsys.readouterr().out==f'Saved in {tmp_path/"m.onnx"}\n'
     assert (tmp_path/'m.onnx').stat().st_size > 1e5
 
+own_nets = '''
+from learner_from_scratch.modules import *
+def small(n): return Sequential(ConvLayer(3, 8, stride=2), AdaptivePool(), Linear(8, n))
+class Choosy(Module):
+    "No graph can show what it does"
+    def __init__(self, n):
+        super().__init__()
+        self.lin = Linear(3, n)
+    def forward(self, x):
+        x = x.mean((2,3))
+        return self.lin(x if x.sum()>0 else -x)
+'''
+
+@needs_onnx
+def test_command_with_own_networks(tmp_path, monkeypatch, capsys):
+    "By name, as for `lfs_predict`; one that PyTorch can't export is refused in one line"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'exportable.py').write_text(own_nets)
+    for name in 'small','Choosy':
+        arch = f'exportable:{name}'
+        model = find_arch(arch)(2)
+        Predictor(model, ['a','b'], 32).save(f'{name}.safetensors', arch)
+    line = refused('small.safetensors')
+    assert "needs the architecture 'exportable:small'" in line
+    lfs_export('small.safetensors', arch='exportable:small', onnx='a\x1b[31m.onnx')
+    assert capsys.readouterr().out=="Saved in 'a\\x1b[31m.onnx'\n"
+    line = refused('Choosy.safetensors', arch='exportable:Choosy')
+    assert "can't be exported" in line and len(line) < 300
+    assert not (tmp_path/'Choosy.onnx').exists()
+
 def test_command_with_bad_files(tmp_path):
     assert 'gone' in refused('gone\x1b[31m.safetensors')
+    assert 'empty name' in refused('')
     bad = tmp_path/'bad.safetensors'
     bad.write_text('x')
     assert 'bad.safetensors is damaged' in refused(str(bad))

@@ -4,10 +4,14 @@ import os,re,signal,sys
 import pytest
 import torch
 from forked import python
-from learner_from_scratch.callbacks import Learner
+from PIL import Image
+from learner_from_scratch.callbacks import Callback,Learner,SetupLearnerCB
 from learner_from_scratch.checkpoint import *
+from learner_from_scratch.data import DataLoader
 from learner_from_scratch.learner import DataLoaders
-from learner_from_scratch.modules import Linear,Sequential
+from learner_from_scratch.loss import cross_entropy
+from learner_from_scratch.metrics import *
+from learner_from_scratch.modules import Linear,Sequential,simple_cnn
 from torch.nn import functional as F
 
 line = '''
@@ -140,3 +144,30 @@ def test_deleted_layer_is_gone():
     del model.extra
     assert len(model.parameters())==2 and [*model.state_dict()]==['0.w','0.b']
     with pytest.raises(AttributeError): model.extra
+
+class Tiny:
+    "Two grey squares as a data set"
+    vocab,size = ['a','b'],4
+    y = torch.tensor([0,1])
+    def __len__(self): return 2
+    def __getitem__(self, i): return torch.full((4,4,3), i/2),self.y[i]
+
+asks = dict(get_preds=lambda learn, d: learn.get_preds(),
+            predict=lambda learn, d: learn.predict(Image.new('RGB', (4,4))),
+            validate=lambda learn, d: learn.validate(),
+            save=lambda learn, d: learn.save(d/'model', 'tiny'))
+
+@pytest.mark.parametrize('ask', asks)
+def test_asked_on_the_way(ask, tmp_path):
+    "A callback asks the network after each batch, and the training goes on"
+    class Asks(Callback):
+        steps = 0
+        def after_step(self): self.steps += 1
+        def after_batch(self):
+            if self.model.training: asks[ask](self.learner, tmp_path)
+    dl = DataLoader(Tiny(), 1)
+    for model in torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48,2)),simple_cnn(2):
+        asker = Asks()
+        cbs = [SetupLearnerCB('cpu'), asker]
+        Learner(model, DataLoaders(dl, dl), cross_entropy, .1, cbs).fit(2)
+        assert asker.steps==4 and not model.training

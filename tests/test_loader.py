@@ -17,6 +17,9 @@ from learner_from_scratch.data import show_image,show_images,total_memory,verify
 from learner_from_scratch.distributed import Shard
 from learner_from_scratch.fetch import book_data,draw_shapes
 
+# of other processes, and how long the soak is; test_soak.py has others
+setup,n_passes = 'from learner_from_scratch.data import *\n',500
+
 posix = pytest.mark.skipif(os.name!='posix', reason='needs fork and signals')
 has_proc = Path('/proc/self/task').exists()
 linux = pytest.mark.skipif(not has_proc, reason='counts in /proc, which only Linux has')
@@ -199,7 +202,6 @@ print(len(dl.ds.decoded))'''
 forking = """
 import os,sys
 import torch
-from learner_from_scratch.data import DataLoader,Dataset,get_image_files
 torch.set_num_threads(2)
 a = torch.rand(1000,1000)
 (a@a).exp().sum() # the threads begin
@@ -221,7 +223,7 @@ print(torch.get_num_threads())"""
 @posix
 def test_threads_of_forked_children(fns):
     "Only a child that uses our loader or dataset computes with one thread"
-    assert run(forking, fns[0].parent.parent)=='2 1 1 2 2'
+    assert run(setup+forking, fns[0].parent.parent)=='2 1 1 2 2'
 
 def test_pickle(ds, fns):
     dl = DataLoader(ds, bs=8, shuffle=True, n_workers=2)
@@ -305,7 +307,6 @@ import atexit,signal,sys,time
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import faults
 ''' + '''
-from learner_from_scratch.data import *
 fns = get_image_files(sys.argv[1])
 class Counted(Dataset):
     "Knows how many images were begun since Ctrl-C was pressed, and its pass was told to stop"
@@ -327,7 +328,7 @@ def interrupts(code, path, n, pause=0):
     """Press Ctrl-C `n` times, after each `go` of `code`; how many images were begun then
 
     Each worker may begin one. More is no matter of time: who has to stop doesn't go on."""
-    cmd = [sys.executable, '-c', counted+code, path]
+    cmd = [sys.executable, '-c', setup+counted+code, path]
     p = subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True)
     guard = threading.Timer(200, p.kill) # only who hangs is that late
     guard.start()
@@ -343,7 +344,6 @@ def interrupts(code, path, n, pause=0):
         p.kill(); p.stdout.close(); guard.cancel()
 
 interrupted = '''
-many = Counted(list(fns)*200, cache=0)
 for n_workers in (0,1,2,0,1,2):
     try:
         for i,_ in enumerate(DataLoader(many, bs=64, shuffle=True, n_workers=n_workers)):
@@ -359,7 +359,8 @@ for n_workers in (0,1,2,0,1,2):
 @posix
 def test_ctrl_c(fns):
     "Control is back before a batch is done, the next pass works, and no thread is left"
-    begun = list(interrupts(interrupted, fns[0].parent.parent, 6, .2))
+    code = f'many = Counted(list(fns)*200, cache=0)\n{interrupted}'
+    begun = list(interrupts(code, fns[0].parent.parent, 6, .2))
     assert len(begun)==6 and max(begun)<=2
 
 class Photos(Dataset):
@@ -566,14 +567,13 @@ dl = DataLoader(Slow(fns*99, cache=0), bs=8, n_workers=2)"""
         km.shutdown_kernel(now=True)
 
 def test_soak(fns):
-    "500 passes with random ends, some by errors; the program ends in the middle of the last"
-    code = '''
+    "Passes with random ends, some by errors; the program ends in the middle of the last"
+    code = setup+'''
 import random,sys,time
-from learner_from_scratch.data import *
 random.seed(1)
 fns = get_image_files(sys.argv[1])[:24]
 good,bad = Dataset(fns),Dataset([*fns,'gone.jpg'], cache=0)
-for i in range(500):
+for i in range(int(sys.argv[2])):
     ds = bad if i%25==0 else good
     it = iter(DataLoader(ds, bs=4, shuffle=True, n_workers=i%4))
     try:
@@ -586,7 +586,7 @@ for _ in range(600):
 print(len(sys._current_frames()))
 it = iter(DataLoader(good, bs=2, n_workers=3))
 next(it)'''
-    assert run(code, fns[0].parent.parent)=='1'
+    assert run(code, fns[0].parent.parent, n_passes)=='1'
 
 # --- memory ---
 @linux

@@ -1,6 +1,7 @@
 "Metrics over the whole set, those of others too, on two ranks too; logs; what a notebook keeps"
 import json,os,subprocess,sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,15 @@ from fastcore.basics import noop
 from fastcore.foundation import L
 from torch import nn
 from learner_from_scratch.callbacks import Callback,Learner
-from learner_from_scratch.checkpoint import Checkpoint
+from learner_from_scratch.checkpoint import Checkpoint,SaveBest,load_weights
 from learner_from_scratch.learner import DataLoaders,set_lr
 from learner_from_scratch.loss import cross_entropy
 from learner_from_scratch.metrics import (
     EarlyStopping,TensorBoard,WholeSet,from_sklearn,per_class,to_probs)
 from learner_from_scratch.modules import Linear
 from learner_from_scratch.recorder import Recorder,accuracy,lower_is_better
+from learner_from_scratch.regularize import EMA
+from learner_from_scratch.tasks import numbers,several_labels
 
 root = Path(__file__).parent.parent
 torch.manual_seed(42)
@@ -58,6 +61,12 @@ def test_scikit_learn():
     want = sk.roc_auc_score(y, two.softmax(1)[:,1])
     assert row(auc, scores=two, targs=y)==pytest.approx([want])
 
+@pytest.mark.parametrize('how', [noop, partial])
+def test_bare_scikit_learn(how):
+    "It takes the targets first"
+    sk = pytest.importorskip('sklearn.metrics')
+    for f in sk.r2_score,sk.f1_score:
+        with pytest.raises(TypeError, match=f'from_sklearn.{f.__name__}'): row(how(f))
 def test_numbers():
     "Targets that are numbers"
     sk = pytest.importorskip('sklearn.metrics')
@@ -81,6 +90,21 @@ def test_torchmetrics():
         else:
             for o in f,WholeSet(f): assert row(o)==pytest.approx([want.item()])
 
+@pytest.mark.parametrize('name', ['MeanSquaredError','RMSE','MAE','cross_entropy'])
+def test_lowest_is_kept(name, tmp_path):
+    "The first of three epochs that get worse, whatever the name's capitals"
+    values = iter([1.,2.,3.])
+    def metric(preds, targs): return next(values)
+    metric.__name__ = name
+    stop,best = EarlyStopping(name, restore_best=True),SaveBest(tmp_path/'best', name)
+    batch = [(scores,targs)]
+    learn = Learner(Scores(), DataLoaders(batch, batch), cross_entropy, .1,
+                    [Recorder(metric), stop, best])
+    learn.fit(3)
+    saved,meta = load_weights(tmp_path/'best')
+    assert (meta['epoch'],stop.best)==(0,1.)
+    assert torch.equal(learn.model.w, saved['w'])
+
 def test_report_is_scikit_learns():
     sk = pytest.importorskip('sklearn.metrics')
     some = scores.clone()
@@ -99,6 +123,21 @@ def test_report_of_several_labels():
     for i,o in enumerate(per_class(probs, there, 'abcde')):
         want = [report[str(i)][k] for k in ('precision','recall','f1-score','support')]
         assert [o[k] for k in ('precision','recall','f1','count')]==pytest.approx(want)
+
+class Batches(list):
+    "Batches that know their task"
+    def __init__(self, task, *batches):
+        super().__init__(batches)
+        self.task = task
+
+@pytest.mark.parametrize('task,names', [
+    (numbers, ['mean_absolute_error']), (several_labels, ['right_answers','all_right'])])
+@pytest.mark.parametrize('metrics', [None,[]])
+def test_metrics_of_the_task(task, names, metrics):
+    "Without a table, `validate` takes those that fit the targets"
+    dl = Batches(task, (scores,(scores>0).float()))
+    learn = Learner(Scores(), DataLoaders(dl, dl), task.loss, .1)
+    assert list(learn.validate(metrics=metrics))==['valid_loss',*names]
 
 # --- on two ranks ---
 job = '''
@@ -188,6 +227,18 @@ def test_best_of_a_fit_that_goes_on(tmp_path):
     assert learn.validate()['valid_loss']==pytest.approx(losses[0])
     sd = learn.model.state_dict()
     for k,v in calm.model.state_dict().items(): assert torch.equal(v, sd[k])
+
+@pytest.mark.parametrize('ema_first', [True,False])
+def test_best_average(ema_first, tmp_path):
+    "With `EMA`, the best weights are an average that was validated, and not the last one"
+    class Worse(Callback):
+        def before_epoch(self):
+            if self.epoch==2: set_lr(self.opt, -1.)
+    cbs = [EMA(.9), EarlyStopping(patience=2, restore_best=True)]
+    learn = fit(tmp_path, cbs=[*(cbs if ema_first else cbs[::-1]), Worse()])
+    losses = [o['valid_loss'] for o in learn.recorder.dicts()]
+    assert len(losses)==losses.index(min(losses))+3
+    assert learn.validate()['valid_loss']==pytest.approx(min(losses))
 
 def test_tensorboard(tmp_path):
     "The steps that TensorBoard reads, of a fit that went on too"

@@ -45,7 +45,10 @@ def installed(dist, tmp_path_factory):
     Path(site,'required.pth').write_text('\n'.join(required)+'\n')
     return programs
 
-def modules(): return {o.name for o in (root/lib).iterdir() if o.is_file()}
+def modules():
+    "All files of the library, as paths in it"
+    files = [o for o in (root/lib).rglob('*') if o.is_file() and '__pycache__' not in o.parts]
+    return {o.relative_to(root/lib).as_posix() for o in files}
 
 def test_pypi_would_take_them(dist):
     out = call(sys.executable, '-m', 'twine', 'check', '--strict', *dist)
@@ -53,8 +56,9 @@ def test_pypi_would_take_them(dist):
 
 def test_wheel_has_the_library_alone(dist):
     names = [Path(o) for o in zipfile.ZipFile(dist[1]).namelist()]
-    assert {o.name for o in names if o.parent==Path(lib)}==modules()
-    assert 'py.typed' in modules()
+    own = {o.relative_to(lib).as_posix() for o in names if o.parts[0]==lib}
+    assert own==modules()
+    assert {'py.typed','live/page.js'} <= own
     others = {o.parts[0] for o in names} - {lib}
     assert others=={f'{lib}-{cfg["version"]}.dist-info'}
 

@@ -32,9 +32,9 @@ def test_rows(folder):
         assert 0<=o['accuracy']<=1 and 0<=o['tta']<=1 and o['secs']>0 and o['params']>4e5
 
 def test_seeds():
-    "Three trainings of each budget, one of all other rows; what is there counts"
+    "Three trainings of most rows with a bound, one of all others; what is there counts"
     new = dict(runs=[])
-    for name,n in {'T0.5':3, 'T12':3, 'long':1, 'chapter':1, 'fastai at 1 T':1}.items():
+    for name,n in {'growing pictures':3, 'T12':3, 'long':1, 'chapter':1, 'and EMA':1}.items():
         assert [*research.missing(name, new, 3)]==[*range(n)]
     assert [*research.missing('T3', dict(runs=[{}]), 3)]==[1,2]
 
@@ -50,6 +50,19 @@ def test_goes_on(folder, monkeypatch):
     old,new = [o['rows']['T0.5']['runs'] for o in (before,after)]
     assert new[:2]==old and [o['seed'] for o in new]==[0,1,2]
     assert new[2]['T']==7.  # T is measured again, as this may be another machine
+
+def test_again(folder, monkeypatch):
+    "A full file is trained anew if that is wanted, T with it"
+    monkeypatch.setattr(research, 'run', lambda *args: dict(accuracy=.25, secs=3.))
+    kw = dict(only='T0.5', fname=str(folder/'again.json'))
+    def runs(row): return json.loads((folder/'again.json').read_text())['rows'][row]['runs']
+    call(folder, **kw)
+    before = runs('T')+runs('T0.5')
+    call(folder, **kw)
+    assert runs('T')+runs('T0.5')==before
+    monkeypatch.setattr(research, 'run', lambda *args: dict(accuracy=.75, secs=4.))
+    call(folder, again=True, **kw)
+    assert [o['accuracy'] for o in runs('T')+runs('T0.5')]==[.75]*4
 
 @pytest.mark.parametrize('kw,why', [
     (dict(only='fast'), "no row 'fast'"),

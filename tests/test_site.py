@@ -103,6 +103,13 @@ def renderer(url):
     assert m, 'no page of smalldocs or Quarto'
     return m[1]
 
+def test_data_page_begins_with_images(tab, renderer):
+    "A photograph before anything else is built, and a page that can be read in one go"
+    goto(tab, 'data.html')
+    photo = tab.locator('main img').first.bounding_box()
+    assert photo['y'] < 3500 and photo['height'] > 100
+    if renderer=='smalldocs': assert each(tab.locator('html'), 'e.scrollHeight')[0] <= 32_000
+
 # --- the last step of a build, and the tools around it ---
 # The HTML of these four tests is what Quarto writes.
 cdn = 'https://cdnjs.cloudflare.com/ajax/libs'

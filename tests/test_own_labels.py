@@ -1,0 +1,196 @@
+"What people give for labels, sizes and networks: taken as it was meant, or told in a line"
+import warnings
+from functools import partial
+
+import pytest
+import torch
+from fastcore.foundation import L
+from learner_from_scratch.augment import center_crop,random_crop,resized_crop,shift,zoom
+from learner_from_scratch.callbacks import Learner,SetupLearnerCB
+from learner_from_scratch.data import DataLoader,get_image_files
+from learner_from_scratch.fetch import draw_shapes
+from learner_from_scratch.folders import inner_folders,left_out,same_files
+from learner_from_scratch.inference import load_learner
+from learner_from_scratch.labels import Images,doubts,is_table,labeled_datasets
+from learner_from_scratch.labels import read_csv,read_table,table_files,warn_of
+from learner_from_scratch.learner import DataLoaders
+from learner_from_scratch.modules import Linear,simple_cnn
+from learner_from_scratch.resnet import small_resnet
+from learner_from_scratch.tasks import Numbers,arch_name,grey,image_learner,numbers
+from learner_from_scratch.tasks import several_labels
+from pathlib import Path
+
+@pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    return draw_shapes(tmp_path_factory.mktemp('own')/'x', 40, 20, 32)
+
+# --- networks ---
+def brightness_loaders(path):
+    "Numbers for images: the lengths of their names, all near 100"
+    def size(fn): return 100+len(fn.parent.name)
+    return DataLoaders.from_func(path, size, task=Numbers('n'), size=16, bs=8)
+
+def test_a_trained_layer_is_left_alone(shapes, tmp_path):
+    "Only a new last layer begins with the mean of the targets"
+    dls = brightness_loaders(shapes)
+    learn = image_learner(dls, simple_cnn)
+    learn.fit(1)
+    learn.save(tmp_path/'n.safetensors')
+    trained = load_learner(tmp_path/'n.safetensors').model
+    again = image_learner(dls, lambda n: load_learner(tmp_path/'n.safetensors').model).model
+    for a,b in zip(again.parameters(), trained.parameters()): assert torch.equal(a, b)
+
+@pytest.mark.parametrize('head', [Linear, torch.nn.Linear])
+def test_new_layers_begin(head):
+    "Ours and PyTorch's, once"
+    y = torch.tensor([[40.,-3.],[60.,-5.]])
+    for i in range(20):
+        layer = head(7, 2)
+        numbers.begin(layer, y)
+        w,b = [o.detach().clone() for o in layer.parameters()]
+        assert torch.equal(b, torch.tensor([50.,-4.]))
+        numbers.begin(layer, y)
+        for a,c in zip(layer.parameters(), (w,b)): assert torch.equal(a, c)
+
+def test_a_grey_network_of_your_own(shapes, tmp_path):
+    "It is found again under the name that the error asks for"
+    def my_net(n): return simple_cnn(n)
+    dls = DataLoaders.from_folder(shapes, channels=1, size=16, bs=8)
+    learn = image_learner(dls, my_net)
+    fn = tmp_path/'g.safetensors'
+    learn.save(fn)
+    with pytest.raises(ValueError, match="the architecture 'grey_my_net'"): load_learner(fn)
+    assert load_learner(fn, archs=dict(grey_my_net=grey(my_net))).channels==1
+
+def test_names_of_partial_networks():
+    assert arch_name(partial(small_resnet, w=8))=='partial_small_resnet'
+    assert arch_name(grey(partial(small_resnet, w=8)))=='grey_partial_small_resnet'
+
+# --- tables ---
+@pytest.mark.parametrize('cols', [('file','is_valid','kind'), ('is_valid','file','kind'),
+                                  ('file','kind','is_valid')])
+def test_the_column_of_the_split_is_no_label(shapes, cols):
+    files = get_image_files(shapes/'train')[::4]
+    names = [o.relative_to(shapes).as_posix() for o in files]
+    kinds = [o.parent.name for o in files]
+    table = dict(file=names, kind=kinds, is_valid=[i%2 for i,_ in enumerate(files)])
+    dls = DataLoaders.from_csv(shapes, {k: table[k] for k in cols}, split='is_valid', size=8)
+    assert set(dls.train.ds.labels+dls.valid.ds.labels)==set(kinds)
+    assert len(dls.valid.ds)==len(files)//2
+
+def test_a_table_needs_two_columns(shapes):
+    table = dict(file=['train/a.jpg'], is_valid=[1])
+    with pytest.raises(ValueError, match='a column of files and one of labels'):
+        labeled_datasets(shapes, table, 'is_valid')
+
+def test_columns_that_are_named_count(shapes):
+    "Even that of the split"
+    files = get_image_files(shapes/'train')[:10]
+    table = dict(file=files, is_valid=[i%2 for i in range(10)])
+    train,_ = labeled_datasets(shapes, table, 'is_valid', cols=('file','is_valid'), size=8)
+    assert train.vocab==['0','1']
+
+@pytest.mark.parametrize('text', ['file,kind\na.jpg,"cat\nb.jpg,dog\nc.jpg,dog\n',
+                                  'file,kind\na.jpg,"'+'cat\n'*40000,
+                                  'file,kind\n"a"b,c\n', '\n\n'])
+def test_a_broken_csv_is_named(tmp_path, text):
+    "An unclosed quote, a cell without end, letters after a quote, empty lines"
+    (tmp_path/'t.csv').write_text(text)
+    with pytest.raises(ValueError, match='t.csv'): read_csv(tmp_path/'t.csv')
+
+class Frame:
+    "A table as polars makes it: names in `columns`, and a loop over it gives the columns"
+    columns = ['file','kind']
+    def __getitem__(self, k): return iter(dict(file=['a','b'], kind=[1,2])[k])
+    def __iter__(self): return (self[o] for o in self.columns)
+
+def test_other_frames_are_tables():
+    assert is_table(Frame())
+    assert read_table(Frame())==dict(file=['a','b'], kind=[1,2])
+
+def test_ten_missing_files_are_named(shapes):
+    with pytest.raises(ValueError, match='^30 of 30 files are not on disk: ') as e:
+        table_files(shapes, [f'{i}.png' for i in range(30)])
+    assert str(e.value).count('.png')==10 and '9.png' in str(e.value)
+
+# --- doubts ---
+@pytest.mark.parametrize('vocab,told', [
+    ('23 41 35 67 18 29 52 31 44 60 71 38'.split(), 'numbers'),
+    ([f'{i}' for i in range(18, 60)], 'numbers'),
+    (['cat','dog','cat,dog'], "SeveralLabels(',')"),
+    (['cat','dog','cat | dog'], "SeveralLabels('|')"),
+    (['cat','dog','cat;dog'], "SeveralLabels(';')"),
+    (['cat','dog','cat dog'], 'several_labels')])
+def test_doubts(vocab, told):
+    why, = doubts(vocab)
+    assert told in why
+
+@pytest.mark.parametrize('vocab', [
+    list('0123456789'), [f'{i:03}' for i in range(1, 103)], ['20','30','100'], ['-1','1'],
+    ['Paris, France','Lyon, France'], ['red ball','blue ball'], []])
+def test_no_doubts(vocab): assert doubts(vocab)==[]
+
+def warned(f, *args):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        f(*args)
+    return [str(o.message) for o in seen]
+
+def test_rare_ones_of_several_labels(shapes):
+    a,b = get_image_files(shapes/'train')[:9],get_image_files(shapes/'val')[:2]
+    labels = {o: ['often','rare'] if i<2 else ['often'] for i,o in enumerate(a+b)}
+    ds = [Images(o, labels, size=8, task=several_labels) for o in (a,b)]
+    assert 'fewer than 5 images to train on: rare 2' in warned(warn_of, *ds)
+    ds = [Images(o, lambda fn: 3.5, size=8, task=numbers) for o in (a,b)]
+    assert warned(warn_of, *ds)==[]
+
+# --- folders ---
+def test_equal_files_among_many_alike(tmp_path):
+    "Of one size, with one end"
+    def file(name, text):
+        fn = tmp_path/name
+        fn.write_bytes(text+bytes(5000))
+        return fn
+    train = [file('a', b'1'), file('b', b'2'), file('c', b'3')]
+    valid = [file('d', b'1'), file('e', b'2'), file('f', b'3'), file('g', b'4')]
+    assert same_files(train, valid)==list(zip(train, valid))
+
+def test_a_hidden_folder_is_told(tmp_path):
+    for o in '.thumbnails/1.jpg','cat/.old/deep/2.jpg','cat/.3.jpg','cat/4.jpg':
+        (tmp_path/o).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path/o).touch()
+    assert left_out(tmp_path)['hidden']==3
+    assert left_out(tmp_path/'.thumbnails')=={}
+
+def test_a_class_deep_inside_of_a_class():
+    files = L(Path(f'x/{o}.jpg') for o in ('house/1','house/2020/summer/2','tree/3'))
+    assert inner_folders(files)==[Path('x/house/2020/summer')]
+
+# --- wide images, and those of PyTorch's loaders ---
+def test_wide_crops():
+    x = torch.randn(4, 3, 24, 48)
+    assert shift(x, 2).shape==x.shape
+    assert random_crop(x, (20,40)).shape==(4,3,20,40)
+    assert resized_crop(x, (24,48)).shape==x.shape
+    same = resized_crop(x, (24,48), scale=1., ratio=1.)
+    assert torch.allclose(same, x, atol=1e-5)
+    o,i = torch.zeros(4,1,1,1),torch.ones(4,1,1,1)
+    assert torch.allclose(zoom(x, o+.5, o, i/2, i, (24,24)), x[...,24:], atol=1e-5)
+    assert center_crop(x.permute(0,2,3,1), (20,40)).shape==(4,20,40,3)
+    with pytest.raises(ValueError, match='no crop of 20×50 pixels in images of 24×48'):
+        random_crop(x, (20,50))
+
+def test_two_looks_at_channels_first():
+    "The mirror image is the same, whatever the layout of a loader"
+    torch.manual_seed(0)
+    xb,yb = torch.rand(6,16,12,3),torch.arange(6)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3*16*12, 10))
+    def probs(x, tfm):
+        ds = torch.utils.data.TensorDataset(x, yb)
+        dl = torch.utils.data.DataLoader(ds, 3)
+        learn = Learner(model, DataLoaders(dl, dl), None, .1, [SetupLearnerCB('cpu', tfm)])
+        return learn.tta()[0]
+    want = probs(xb, lambda x: x.permute(0,3,1,2))
+    assert torch.allclose(probs(xb.permute(0,3,1,2), lambda x: x), want)
+    with pytest.raises(ValueError, match='which axis of .3, 16, 12, 4. is the width'):
+        probs(torch.rand(6,16,12,4), lambda x: x[...,:3])
