@@ -105,7 +105,7 @@ class MapBatches(GetAttr):
     "The batches of the loader `dl`, with `f` applied to the inputs"
     _default = 'dl'
     def __init__(self,
-        dl, # A loader of batches `(xb, yb)`
+        dl:Iterable, # A loader of batches `(xb, yb)`
         f, # From `xb` to what takes its place
     ): store_attr()
     def __len__(self): return len(self.dl)
@@ -191,7 +191,7 @@ def _mirror(xb):
 
 @patch
 def tta(self:Learner,
-    dl=None, # Batches of images, `(bs, h, w, 3)` or `(bs, 3, h, w)`; by default `dls.valid`
+    dl:Iterable=None, # Batches `(bs, h, w, 3)` or `(bs, 3, h, w)`; by default `dls.valid`
 )->tuple: # Probabilities `(n, classes)` and targets `(n,)`, on the CPU
     "The mean of the predictions for each image and its mirror image"
     dl = self.dls.valid if dl is None else dl

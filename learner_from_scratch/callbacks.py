@@ -13,6 +13,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from contextlib import ExitStack,_GeneratorContextManager,closing,contextmanager,suppress
 from difflib import get_close_matches
+from typing import Callable
 from fastcore.all import *
 from fastprogress.fastprogress import progress_bar
 from . import learner as chapter
@@ -245,12 +246,12 @@ def _adopt(learn, cb):
 # %% ../nbs/10_callbacks.ipynb #bcd64611
 @patch
 def __init__(self:Learner,
-    model, # Our `Module` or PyTorch's
+    model:Callable, # Our `Module` or PyTorch's
     dls:DataLoaders, # Training and validation batches
-    loss_func, # From predictions and targets to a scalar
+    loss_func:Callable, # From predictions and targets to a scalar
     lr:float, # Learning rate
     cbs=None, # `Callback`s
-    opt_func=SGD, # From parameters and learning rate to an optimizer
+    opt_func:Callable=SGD, # From parameters and learning rate to an optimizer
 ):
     "Have all of these; raises `TypeError` for a callback that is none, or misspelt"
     super(Learner, self).__init__(model, dls, loss_func, lr, cbs, opt_func)

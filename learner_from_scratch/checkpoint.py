@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save
+from typing import Callable
 from fastcore.all import *
 from filelock import FileLock,Timeout
 from .fetch import *
@@ -65,7 +66,7 @@ def load_state_dict(self:Module,
 
 # %% ../nbs/12_checkpoint.ipynb #452e43f0
 def save_model(
-    model, # Our `Module` or PyTorch's
+    model:Callable, # Our `Module` or PyTorch's
     path, # Name of the file, such as `model.safetensors`
     meta:dict=None, # Words and numbers to keep with the weights
 ):
@@ -90,7 +91,7 @@ def load_weights(
 
 # %% ../nbs/12_checkpoint.ipynb #38e76692
 def load_model(
-    model, # Our `Module` or PyTorch's
+    model:Callable, # Our `Module` or PyTorch's
     path, # A file that `save_model` wrote
     strict:bool=True, # Raise an error unless names and shapes are those of the model?
 ): # `model`
@@ -439,7 +440,7 @@ class SaveBest(Monitor):
         path, # Name of the file, such as `best.safetensors`
         monitor:str='valid_loss', # Name of the column
         min_delta:float=0., # What is better by less doesn't count
-        lower:bool=None, # Is lower better? By default, if "loss" or "error" is in the name
+        lower:bool=None, # Is lower better? By default by the name, see `lower_is_better`
     ):
         super().__init__(monitor, min_delta, lower)
         self.path = Path(path)

@@ -132,7 +132,7 @@ def show_images(
 # %% ../nbs/01_data.ipynb #dd3d40ad
 def collate(
     idxs, # Indices of the items
-    ds, # Anything with items of two tensors
+    ds:Sequence, # Anything with items of two tensors
 )->tuple: # Stacked inputs `(bs, ...)` and targets `(bs, ...)`
     "The items `idxs` of `ds` as one batch"
     xb,yb = zip(*[ds[i] for i in idxs])
@@ -152,7 +152,7 @@ def _one_thread_if_forked():
 class DataLoader:
     "Batches of `ds` in order or shuffled, made by threads while you work on the last one"
     def __init__(self,
-        ds, # Anything with a length and items of two tensors
+        ds:Sequence, # Anything with a length and items of two tensors
         bs:int=128, # Batch size
         shuffle:bool=False, # New order in each pass? It follows `torch.manual_seed`
         n_workers:int=1, # Threads; 0 makes each batch when it is asked for

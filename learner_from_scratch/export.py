@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
 from torch import nn
+from typing import Callable
 from fastcore.all import *
 from fastcore.script import call_parse
 from .fetch import *
@@ -47,7 +48,7 @@ def with_numbers(
 
 # %% ../nbs/33_export.ipynb #05637300
 def conv_twin(
-    m, # A `ConvLayer` or a `Conv`
+    m:Module, # A `ConvLayer` or a `Conv`
 )->nn.Module:
     "PyTorch's convolution, with a ReLU behind it where ours has one"
     nf,ni,ks,_ = m.w.shape
@@ -115,7 +116,7 @@ def torch_twin(
 
 # %% ../nbs/33_export.ipynb #aee7d3f9
 def to_torch(
-    model, # Network of ours, or PyTorch's; no layer calls `super().forward`
+    model:Callable, # Network of ours, or PyTorch's; no layer calls `super().forward`
 )->nn.Module: # A copy
     "`model` in PyTorch's modules, with the same weights; `ValueError` if layers share weights"
     if isinstance(model, nn.Module): return deepcopy(model)
@@ -197,7 +198,8 @@ def check_onnx(
     opts.intra_op_num_threads = 1 # others would wait in a loop, and keep a processor busy
     ort = onnxruntime.InferenceSession(data, opts, providers=['CPUExecutionProvider'])
     xb = pred.inputs(*sample_images(3))
-    with torch.no_grad(): want = pred.model.train(False)(xb).cpu().numpy()
+    with torch.no_grad(), same_mode(pred.model):
+        want = pred.model.train(False)(xb).cpu().numpy()
     for n in 1,3:
         got, = ort.run(None, {'images': xb[:n].cpu().numpy()})
         off = np.abs(got-want[:n]).max()/max(1, np.abs(want).max())

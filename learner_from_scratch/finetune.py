@@ -7,6 +7,7 @@ __all__ = ['parts', 'new_head', 'freeze', 'unfreeze', 'by_parts', 'param_names',
 
 # %% ../nbs/27_finetune.ipynb #53e3c7a9
 from torch import nn
+from typing import Callable
 from fastcore.all import *
 from .fetch import *
 from .data import *
@@ -24,14 +25,14 @@ from .augment import *
 
 # %% ../nbs/27_finetune.ipynb #fc5417d3
 def parts(
-    model, # Our `Module` or PyTorch's
+    model:Callable, # Our `Module` or PyTorch's
 )->dict: # Modules by name, in their order
     "What a network consists of at its top level"
     return dict(model.children if isinstance(model, Module) else model.named_children())
 
 # %% ../nbs/27_finetune.ipynb #365ddc4f
 def new_head(
-    model, # Ends with a linear layer; it is changed
+    model:Callable, # Ends with a linear layer; it is changed
     n_out:int, # Classes
 ): # `model`
     "Put a new last layer on `model`; raises `ValueError` if the old one isn't linear"
@@ -44,7 +45,7 @@ def new_head(
 
 # %% ../nbs/27_finetune.ipynb #ef446339
 def freeze(
-    model, # Our `Module` or PyTorch's, or a part of it
+    model:Callable, # Our `Module` or PyTorch's, or a part of it
 ):
     "Train none of the parameters of `model`"
     for p in model.parameters():
@@ -53,16 +54,16 @@ def freeze(
 
 # %% ../nbs/27_finetune.ipynb #8688f2d0
 def unfreeze(
-    model, # Our `Module` or PyTorch's, or a part of it
+    model:Callable, # Our `Module` or PyTorch's, or a part of it
 ):
     "Train all parameters of `model`"
     for p in model.parameters(): p.requires_grad_(True)
 
 # %% ../nbs/27_finetune.ipynb #24e83eec
 def by_parts(
-    model, # Our `Module` or PyTorch's
+    model:Callable, # Our `Module` or PyTorch's
     div:float=2.6, # By what each rate is smaller than that of the part behind it
-    opt_func=AdamW, # From groups and learning rate to an optimizer
+    opt_func:Callable=AdamW, # From groups and learning rate to an optimizer
 ): # From parameters and learning rate to an optimizer
     "An `opt_func` with smaller rates for earlier parts"
     def make(params, lr):
@@ -72,7 +73,7 @@ def by_parts(
 
 # %% ../nbs/27_finetune.ipynb #39af42ac
 def param_names(
-    model, # Our `Module` or PyTorch's
+    model:Callable, # Our `Module` or PyTorch's
 )->dict: # Parameters by name, in the order of `model.parameters()`, each once
     "The parameters of `model`, with the path of attributes to each"
     if not isinstance(model, Module): return dict(model.named_parameters())
@@ -83,10 +84,10 @@ def param_names(
 
 # %% ../nbs/27_finetune.ipynb #3bfaeb0a
 def by_names(
-    model, # Our `Module` or PyTorch's
+    model:Callable, # Our `Module` or PyTorch's
     *names, # For each group a name, or a list of names; the first group is the rest
     div:float=2.6, # By what each rate is smaller than that of the group behind it
-    opt_func=AdamW, # From groups and learning rate to an optimizer
+    opt_func:Callable=AdamW, # From groups and learning rate to an optimizer
 ): # From parameters and learning rate to an optimizer
     "An `opt_func` with smaller rates for earlier groups; raises `ValueError` for an unknown name"
     groups = _groups(param_names(model), names)

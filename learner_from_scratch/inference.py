@@ -66,14 +66,14 @@ one_label = OneLabel()
 
 # %% ../nbs/13_inference.ipynb #53b0bd5f
 def data_of(
-    dl, # A loader or a data set, ours or PyTorch's
+    dl:Iterable, # A loader or a data set, ours or PyTorch's
 ): # A data set, or `None`
     "What `dl` loads its items from"
     return first(getattr(dl, o) for o in ('ds','dataset') if hasattr(dl, o))
 
 # %% ../nbs/13_inference.ipynb #94bb3c31
 def of_data(
-    dl, # A loader or a data set, ours or PyTorch's
+    dl:Iterable, # A loader or a data set, ours or PyTorch's
     *names:str, # Attributes, such as `vocab`, in the order of preference
     default=None, # What to give if there is none of them
 ):
@@ -86,7 +86,7 @@ def of_data(
 
 # %% ../nbs/13_inference.ipynb #2b4a0775
 def vocab_of(
-    dl, # A loader or a data set, ours or PyTorch's
+    dl:Iterable, # A loader or a data set, ours or PyTorch's
 )->list: # Names of the classes, by their indices
     "The vocabulary of the data; raises `ValueError` if it has none"
     res = of_data(dl, 'vocab', 'classes')
@@ -111,7 +111,7 @@ class CollectPreds(Callback):
 # %% ../nbs/13_inference.ipynb #e9b7f824
 @contextmanager
 def same_mode(
-    model, # Ours or PyTorch's
+    model:Callable, # Ours or PyTorch's
 ):
     "A block after which `model` trains or evaluates as it did before"
     mode = model.training
@@ -127,7 +127,9 @@ def get_preds(self:Learner,
     dls = DataLoaders([], self.dls.valid if dl is None else dl)
     setup = [copy(o) for o in self.cbs if isinstance(o, SetupLearnerCB)]
     got = CollectPreds()
-    with same_mode(self.model): Learner(self.model, dls, noop, self.lr, [*setup,got]).fit(1)
+    def no_steps(params, lr): return SGD([], lr)
+    asked = Learner(self.model, dls, noop, self.lr, [*setup,got], no_steps)
+    with same_mode(self.model): asked.fit(1)
     return self.task.activation(torch.cat(got.scores)),torch.cat(got.targets)
 
 # %% ../nbs/13_inference.ipynb #7c6093c5
@@ -605,7 +607,7 @@ def as_shown(
 @patch
 def show_batch(self:DataLoaders,
     n:int=12, # Images to show
-    dl=None, # Loader, ours or PyTorch's; by default the one to train on
+    dl:Iterable=None, # Loader, ours or PyTorch's; by default the one to train on
 ):
     "Show the first images of a batch with their labels"
     dl = self.train if dl is None else dl
@@ -624,7 +626,7 @@ def show_batch(self:DataLoader,
 
 # %% ../nbs/13_inference.ipynb #5b1f60h1
 def in_order(
-    dl, # A loader, ours or PyTorch's
+    dl:Iterable, # A loader, ours or PyTorch's
     targs:Tensor, # Its targets, as they came
 )->bool: # Always true if nobody knows
     "Do the batches of `dl` have the order of its data set?"
@@ -646,7 +648,7 @@ def valid_preds(self:Learner)->tuple[Tensor,Tensor]: # As `get_preds`
 
 # %% ../nbs/13_inference.ipynb #19330d07
 def image_of(
-    dl, # A loader, ours or PyTorch's
+    dl:Iterable, # A loader, ours or PyTorch's
     i:int, # Index
 ): # What `show_image` can show
     "Image `i` of the data"
@@ -655,7 +657,7 @@ def image_of(
 
 # %% ../nbs/13_inference.ipynb #8f7843f2
 def show_preds(
-    dl, # Loader of the images, in their order
+    dl:Iterable, # Loader of the images, in their order
     idxs:list, # Indices of the images to show
     probs:Tensor, # Answers for all images, `(n, ...)`
     targs:Tensor, # Targets of all images, `(n, ...)`

@@ -10,6 +10,7 @@ from contextlib import ExitStack,contextmanager
 from functools import partial
 import torch
 from torch import nn,Tensor
+from typing import Callable
 from fastcore.all import *
 from .fetch import *
 from .data import *
@@ -24,7 +25,7 @@ from .optimizers import *
 # %% ../nbs/21_inside.ipynb #f03e6ca9
 @contextmanager
 def hooked(
-    m, # Our `Module` or PyTorch's
+    m:Callable, # Our `Module` or PyTorch's
     f, # Called with the output of `m` and the tuple of its inputs, each time
 ):
     "Have `f` called after `m`, in this block"
@@ -50,7 +51,7 @@ def _hook_ours(m, f):
 
 # %% ../nbs/21_inside.ipynb #573bdad8
 def leaves(
-    m, # Our `Module` or PyTorch's
+    m:Callable, # Our `Module` or PyTorch's
     name:str='', # Of `m` itself
 )->dict: # From the path of a module to the module
     "The modules in `m` that have no modules inside"
@@ -62,7 +63,7 @@ def leaves(
 
 # %% ../nbs/21_inside.ipynb #796dbaf5
 def lsuv(
-    model, # Our `Module` or PyTorch's; changed in place
+    model:Callable, # Our `Module` or PyTorch's; changed in place
     xb:Tensor, # A batch of inputs
     tol:float=0.01, # By how much a deviation may be off 1
     rounds:int=10, # Attempts for each layer

@@ -8,6 +8,7 @@ __all__ = ['SGD', 'set_lr', 'get_lr', 'DataLoaders', 'CancelFitException', 'Lear
 
 # %% ../nbs/04_learner.ipynb #2e9db4f2
 import torch
+from typing import Callable
 from fastcore.all import *
 from .fetch import *
 from .data import *
@@ -53,8 +54,8 @@ def get_lr(
 class DataLoaders:
     "Batches to train on and to validate with"
     def __init__(self,
-        train, # Iterable with a length, of batches `(xb, yb)`
-        valid, # The same, to validate with
+        train:Iterable, # Iterable with a length, of batches `(xb, yb)`
+        valid:Iterable, # The same, to validate with
     ): store_attr()
 
 # %% ../nbs/04_learner.ipynb #09393b06
@@ -65,12 +66,12 @@ class CancelFitException(Exception):
 class Learner:
     "Fits `model` to `dls`; whatever else is wanted is done by callbacks"
     def __init__(self,
-        model, # Our `Module` or PyTorch's
+        model:Callable, # Our `Module` or PyTorch's
         dls:DataLoaders, # Training and validation batches
-        loss_func, # From predictions and targets to a scalar
+        loss_func:Callable, # From predictions and targets to a scalar
         lr:float, # Learning rate
         cbs=None, # `Callback`s
-        opt_func=SGD, # From parameters and learning rate to an optimizer
+        opt_func:Callable=SGD, # From parameters and learning rate to an optimizer
     ):
         store_attr()
         self.cbs = L(cbs)

@@ -62,7 +62,7 @@ def from_sklearn(
 # %% ../nbs/16_metrics.ipynb #ed7c6469
 @patch
 def validate(self:Learner,
-    dl=None, # Batches; by default those to validate with
+    dl:Iterable=None, # Batches; by default those to validate with
     metrics=None, # By default those of the learner's `Recorder`, or of its task
 )->dict: # `valid_loss`, and each metric by its name
     "Loss and metrics of the network as it is"
@@ -72,7 +72,8 @@ def validate(self:Learner,
     rec.show = noop
     mine = [copy(o) for o in self.cbs if o.in_lr_find]
     dls = DataLoaders([], self.dls.valid if dl is None else dl)
-    asked = Learner(self.model, dls, self.loss_func, self.lr, [*mine,rec])
+    def no_steps(params, lr): return SGD([], lr)
+    asked = Learner(self.model, dls, self.loss_func, self.lr, [*mine,rec], no_steps)
     with same_mode(self.model): asked.fit(1)
     return {k:v for k,v in rec.dicts()[0].items() if k not in ('epoch','train_loss','time')}
 
@@ -168,7 +169,7 @@ def plot_reliability(self:Learner,
 
 # %% ../nbs/16_metrics.ipynb #6bf8a0a0
 def file_of(
-    ds, # A data set, ours or PyTorch's
+    ds:Sequence, # A data set, ours or PyTorch's
     i:int, # Index
 ): # `i` itself if the data set doesn't tell
     "The file that item `i` comes from"

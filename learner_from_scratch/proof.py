@@ -7,6 +7,7 @@ __all__ = ['apart', 'values', 'same', 'twin', 'shake', 'floats', 'torch_conv']
 
 # %% ../nbs/91_proof.ipynb #5e7b0b08
 from contextlib import contextmanager
+from typing import Callable
 import torch
 from torch import nn,Tensor
 from fastcore.test import test_eq
@@ -59,7 +60,7 @@ def twin(
 
 # %% ../nbs/91_proof.ipynb #acdd1cad
 def shake(
-    m, # Our `Module` or PyTorch's
+    m:Callable, # Our `Module` or PyTorch's
 ): # The same
     "Move every parameter of `m` a little: a zero hides too much"
     for p in m.parameters(): p.data += torch.randn_like(p)/10

@@ -53,8 +53,8 @@ class TrainOnly(Callback):
 # %% ../nbs/26_race.ipynb #3cf039b5
 def racer(
     recipe:Recipe, # What to train, and how
-    train, # Image files to train on
-    valid, # Image files to validate with
+    train:list, # Image files to train on
+    valid:list, # Image files to validate with
     seed:int=42, # For weights, order and augmentation
 )->Learner:
     "A learner for `recipe`, to be fitted once"
@@ -71,8 +71,8 @@ def racer(
 # %% ../nbs/26_race.ipynb #30cef048
 def race(
     recipe:Recipe, # What to train, and how
-    train, # Image files to train on
-    valid, # Image files to validate with
+    train:list, # Image files to train on
+    valid:list, # Image files to validate with
     seed:int=42, # For weights, order and augmentation
 )->dict: # `accuracy`, `tta` with mirror images, `secs` and `params`
     "Train and validate once"

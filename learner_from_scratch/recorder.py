@@ -192,7 +192,7 @@ def show(self:Recorder,
 # %% ../nbs/11_recorder.ipynb #0a4ba5d0
 @patch
 def with_bar(self:Recorder,
-    dl, # Anything with a length
+    dl:Iterable, # Anything with a length
     every:float=.5, # Seconds from one drawing to the next
 ): # The same items
     "`dl`, with a progress bar below the table, which goes away at the end"

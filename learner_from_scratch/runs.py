@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from shlex import quote
 from zlib import crc32
+from typing import Callable
 from fastcore.all import *
 from .fetch import *
 from .data import *
@@ -189,7 +190,7 @@ augs = dict(none=no_aug, flip=flip_aug, full=full_aug)
 
 # %% ../nbs/38_runs.ipynb #a2599e90
 def decayed(
-    opt_func, # Class of an optimizer
+    opt_func:Callable, # Class of an optimizer
     wd:float, # Weight decay
     **kwargs, # More numbers for `opt_func`
 ): # From parameters, or groups, and learning rate to an optimizer

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from functools import partial
 from torch import tensor
+from typing import Callable
 from fastcore.all import *
 from .fetch import *
 from .data import *
@@ -88,7 +89,7 @@ several_labels = SeveralLabels()
 
 # %% ../nbs/31_tasks.ipynb #eb020d02
 def image_stats(
-    ds, # A data set of images `(h, w, channels)`
+    ds:Sequence, # A data set of images `(h, w, channels)`
     n:int=500, # Images to look at
 )->tuple: # Mean and standard deviation, `(channels,)` each
     "Statistics of the channels, with deviations of 1/255 at least"
@@ -98,7 +99,7 @@ def image_stats(
 
 # %% ../nbs/31_tasks.ipynb #414a1396
 def one_channel(
-    model, # Begins with a convolution of three channels; it is changed
+    model:Callable, # Begins with a convolution of three channels; it is changed
 ): # `model`
     "Let the first layer take grey images, `(bs, 1, h, w)`, as if they were in colour"
     w = first(p for p in model.parameters() if p.ndim==4)
@@ -108,7 +109,7 @@ def one_channel(
 
 # %% ../nbs/31_tasks.ipynb #3fe5a904
 def grey(
-    arch, # From the number of outputs to a network for colour images
+    arch:Callable, # From the number of outputs to a network for colour images
 ): # The same for grey images, with `grey_` in front of its name
     "An architecture whose first layer has one channel"
     def f(n): return one_channel(arch(n))
@@ -116,7 +117,7 @@ def grey(
     return f
 
 def arch_name(
-    arch, # From the number of outputs to a network
+    arch:Callable, # From the number of outputs to a network
 )->str:
     "The name for a file: that of the function or class"
     if isinstance(arch, partial): return f'partial_{arch_name(arch.func)}'
@@ -129,7 +130,7 @@ known_archs.update({f'grey_{k}': grey(f) for k,f in known_archs.items()})
 # %% ../nbs/31_tasks.ipynb #f32fe8e1
 @patch
 def begin(self:Task,
-    model, # A new network; it may be changed
+    model:Callable, # A new network; it may be changed
     y:torch.Tensor, # All targets to train on, `(n, ...)`
 ):
     "Prepare a network for its targets"
@@ -159,7 +160,7 @@ class ImageLearner(Learner):
 
 # %% ../nbs/31_tasks.ipynb #44b88906
 def check_images(
-    ds, # A data set
+    ds:Sequence, # A data set
 ):
     "Raise `TypeError` unless `ds` has all of its targets in `y`"
     if hasattr(ds, 'y'): return
@@ -169,12 +170,12 @@ def check_images(
 # %% ../nbs/31_tasks.ipynb #03a4658f
 def image_learner(
     dls:DataLoaders, # With data that know their vocabulary, such as those of `from_labels`
-    arch=small_resnet, # From the number of outputs to a network
+    arch:Callable=small_resnet, # From the number of outputs to a network
     lr:float=0.004, # Learning rate
     metrics=None, # Functions for the table; by default those of the task
-    loss_func=None, # By default that of the task
+    loss_func:Callable=None, # By default that of the task
     cbs=None, # More callbacks
-    opt_func=AdamW, # From parameters and learning rate to an optimizer
+    opt_func:Callable=AdamW, # From parameters and learning rate to an optimizer
 )->ImageLearner:
     "A learner with all that its data ask for"
     ds,task = data_of(dls.train),of_data(dls.train, 'task', default=one_label)
@@ -277,7 +278,7 @@ numbers = Numbers()
 # %% ../nbs/31_tasks.ipynb #94890ff6
 @patch
 def begin(self:Numbers,
-    model, # Its last parameters are weights `(names, inputs)` and bias of the last layer
+    model:Callable, # Ends with a linear layer: weights `(names, inputs)` and a bias
     y:torch.Tensor, # All targets, `(n, names)`
 ):
     "Let a new network begin with answers around the mean of the targets, as far apart as these"
@@ -304,7 +305,7 @@ def plot(self:Numbers, learn:Learner):
 
 # %% ../nbs/31_tasks.ipynb #30abd3f6
 def class_weights(
-    ds, # A data set with one label an image
+    ds:Sequence, # A data set with one label an image
 )->torch.Tensor: # A number for each class, `(classes,)`; their mean over the images is 1
     "Weights with which all classes count the same; raises `ValueError` for other targets"
     if ds.y.ndim!=1: raise ValueError('class weights need one label an image')
@@ -315,7 +316,7 @@ def class_weights(
 class BalancedLoader(DataLoader):
     "Batches in which each class is as likely; raises `ValueError` for weights that don't fit"
     def __init__(self,
-        ds, # A data set with one label an image
+        ds:Sequence, # A data set with one label an image
         bs:int=128, # Batch size
         weights=None, # For each image, its odds to be drawn; by default by `class_weights`
         n_workers:int=1, # Threads; 0 makes each batch when it is asked for

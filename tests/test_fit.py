@@ -5,7 +5,8 @@ import pytest
 import torch
 from forked import python
 from PIL import Image
-from learner_from_scratch.callbacks import Callback,Learner,SetupLearnerCB
+from learner_from_scratch.callbacks import (
+    Callback,GradientAccumulation,Learner,SetupLearnerCB)
 from learner_from_scratch.checkpoint import *
 from learner_from_scratch.data import DataLoader
 from learner_from_scratch.learner import DataLoaders
@@ -171,3 +172,18 @@ def test_asked_on_the_way(ask, tmp_path):
         cbs = [SetupLearnerCB('cpu'), asker]
         Learner(model, DataLoaders(dl, dl), cross_entropy, .1, cbs).fit(2)
         assert asker.steps==4 and not model.training
+
+@pytest.mark.parametrize('ask', asks)
+def test_asked_between_steps(ask, tmp_path):
+    "Gradients that are being accumulated are still there"
+    class Asks(Callback):
+        def after_batch(self):
+            if self.model.training: asks[ask](self.learner, tmp_path)
+    dl,weights = DataLoader(Tiny(), 1),[]
+    for cbs in [],[Asks()]:
+        torch.manual_seed(0)
+        model = simple_cnn(2)
+        cbs = [SetupLearnerCB('cpu'), GradientAccumulation(2), *cbs]
+        Learner(model, DataLoaders(dl, dl), cross_entropy, .1, cbs).fit(2)
+        weights.append(model.state_dict())
+    for k,v in weights[0].items(): assert torch.equal(v, weights[1][k]), k

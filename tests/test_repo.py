@@ -104,6 +104,8 @@ def exported():
             if mine and (inspect.isfunction(o) or inspect.isclass(o)):
                 yield pytest.param(o, id=f'{fn.stem}.{n}')
 
+hinted = 'model','arch','loss_func','opt_func','ds','dl','dls'
+
 @pytest.mark.parametrize('o', [*exported()])
 def test_documented(o):
     doc = o.__doc__ or ''
@@ -115,6 +117,8 @@ def test_documented(o):
     ds = docments(o if is_dataclass(o) else f, full=True)
     bare = [p for p in names if not (ds[p].docment or getattr(ds[p].anno, 'help', None))]
     assert not bare, 'a comment for each parameter, please'
+    untyped = [p.name for p in ps if p.name in hinted and p.annotation is p.empty]
+    assert not untyped, 'a type for what is a model, a loss, a data set or a loader, please'
 
 # --- metadata ---
 def test_versions_agree():
