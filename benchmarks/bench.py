@@ -22,11 +22,16 @@ def pss(p):
             n += getattr(m, 'pss', m.uss)/1e6
     return n
 
+def python(name):
+    "The Python of a contestant: that of `DECODE_JPEG_PYTHON` or the like, by default this one"
+    return os.environ.get(f'{name}_python'.upper(), sys.executable)
+
 def run(what, env=None, **args):
     "What `what` of `contestants.py` reports, with what each took; and the highest peak"
     env = env or {}
     print(what, *args.values(), *env.items(), flush=True)
-    cmd = [sys.executable, here/'contestants.py', what, json.dumps(args)]
+    py = python(args.get('name'))
+    cmd = [py, here/'contestants.py', what, json.dumps(args)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     p = psutil.Popen(cmd, env={**os.environ, **env}, text=True, **pipes)
     mem = []
@@ -56,10 +61,10 @@ needs = dict(lightning=cuda_less+'import lightning', fastai='import fastai',
 
 def installed(names):
     "Those of `names` whose library is there, and works"
-    def works(code):
-        res = subprocess.run([sys.executable, '-c', code], cwd=here, stderr=quiet)
-        return res.returncode==0
-    return [o for o in names if o not in needs or works(needs[o])]
+    def works(name):
+        cmd = [python(name), '-c', needs[name]]
+        return subprocess.run(cmd, cwd=here, stderr=quiet).returncode==0
+    return [o for o in names if o not in needs or works(o)]
 
 def in_turn(f, names, n):
     "Medians of `n` runs of `f` for each of `names`"

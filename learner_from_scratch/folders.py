@@ -102,9 +102,11 @@ def left_out(
     known = image_extensions()
     others = get_files(path).filter(lambda o: o.suffix.lower() not in known)
     res = Counter(o.suffix.lower() or o.name for o in others)
-    path = Path(path)
-    def hidden(fn): return any(p[0]=='.' for p in fn.relative_to(path).parts)
-    return res + Counter(hidden=sum(hidden(o) and o.is_file() for o in path.rglob('*')))
+    for folder,_,names in os.walk(path):
+        inner = Path(folder).relative_to(path).parts
+        if not any(o[0]=='.' for o in inner): names = [o for o in names if o[0]=='.']
+        res['hidden'] += len(names)
+    return +res
 
 # %% ../nbs/15_folders.ipynb #adb00140
 def use_heic()->bool: # Is it there?
@@ -119,7 +121,7 @@ def inner_folders(
     files:L, # Image files
 )->L: # Folders
     "Class folders that lie in another class folder"
-    folders = files.attrgot('parent').unique()
+    folders = L(dict.fromkeys(map(os.path.dirname, files))).map(Path)
     known = set(folders)
     return folders.filter(lambda o: any(p in known for p in o.parents))
 

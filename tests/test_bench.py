@@ -164,6 +164,11 @@ with open(sys.argv[2], 'w') as f: json.dump(dict(ratio=1), f)'''
     assert not made(check=True) and made()
     assert json.loads(fname.read_text())['scaling']==dict(ratio=1)
 
+def test_python(monkeypatch):
+    "A contestant may have a Python of its own"
+    monkeypatch.setenv('DECODE_JPEG_PYTHON', 'another')
+    assert [bench.python(o) for o in ('decode_jpeg','fastai')]==['another',sys.executable]
+
 def test_noise():
     quiet = dict(speed=100, cpu=.99)
     assert bench.noise(quiet, dict(speed=105, cpu=.99)) is None
