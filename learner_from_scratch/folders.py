@@ -121,7 +121,7 @@ def inner_folders(
     files:L, # Image files
 )->L: # Folders
     "Class folders that lie in another class folder"
-    folders = L(dict.fromkeys(map(os.path.dirname, files))).map(Path)
+    folders = L(map(os.path.dirname, files)).unique().map(Path)
     known = set(folders)
     return folders.filter(lambda o: any(p in known for p in o.parents))
 
