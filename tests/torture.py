@@ -32,6 +32,11 @@ def nothing_left(*folders):
     left = [o.name for d in folders for o in d.iterdir() if o.suffix in ('.part','.old')]
     assert not left, f'left: {left}'
 
+def autocast_on():
+    "Is it on for the processor? PyTorch 2.3 has another name for the question"
+    try: return torch.is_autocast_enabled('cpu')
+    except TypeError: return torch.is_autocast_cpu_enabled()
+
 # --- a hang is a rest, and not a time: the machine may have other things to do ---
 def busy(pid):
     "Seconds of processor time that a process has used; elsewhere than on Linux, of the clock"
@@ -105,7 +110,7 @@ class Fits:
         "Is all as if there had been no fit?"
         cb = self.learn.cbs
         assert [*cb]==self.own, f'callbacks of an interrupted fit stay: {cb}'
-        assert not torch.is_autocast_enabled('cpu'), 'autocast is on'
+        assert not autocast_on(), 'autocast is on'
         assert torch.is_grad_enabled(), 'gradients are off'
         assert not torch.overrides._get_current_function_mode_stack(), 'a mode is on'
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, 'another handler'
