@@ -108,6 +108,12 @@ def test_pages_show_all_code():
     cells = [(name,c) for name,nb in nbs.items() for c in code(nb)]
     assert not [(name,c.id) for name,c in cells if c.source.startswith('#| export\n')]
 
+def test_no_code_in_links():
+    "nbdev links names in backticks by itself, and a link in a link is none"
+    pages = {n: [c.source for c in nb.cells if c.cell_type=='markdown'] for n,nb in nbs.items()}
+    bad = {n: re.findall(r'\[`\w+`\]\(\d\d_.*?\)', '\n'.join(o)) for n,o in pages.items()}
+    assert not any(bad.values()), bad
+
 # --- no effect at a distance ---
 @pytest.mark.skipif(sys.platform=='win32', reason='no forks')
 def test_import_changes_nothing_else():
