@@ -118,18 +118,28 @@ def same_mode(
     try: yield
     finally: model.train(mode)
 
+# %% ../nbs/13_inference.ipynb #9160eecd
+@patch
+def evaluate(self:Learner,
+    dl:Iterable, # Batches, or `None` for those to validate with
+    loss_func:Callable, # From predictions and targets to a scalar
+    cbs:list, # Callbacks for this pass alone
+):
+    "A pass in evaluation mode that changes neither weights nor gradients nor the mode"
+    dls = DataLoaders([], self.dls.valid if dl is None else dl)
+    def no_steps(params, lr): return SGD([], lr)
+    learn = Learner(self.model, dls, loss_func, self.lr, cbs, no_steps)
+    with same_mode(self.model): learn.fit(1)
+
 # %% ../nbs/13_inference.ipynb #0f252c4e
 @patch
 def get_preds(self:Learner,
     dl:DataLoader=None, # Batches; by default those to validate with
 )->tuple[Tensor,Tensor]: # As `task.activation` gives them, `(n, ...)`, and targets `(n, ...)`
     "Probabilities, or other answers, for all items of `dl`, and their targets, on the CPU"
-    dls = DataLoaders([], self.dls.valid if dl is None else dl)
     setup = [copy(o) for o in self.cbs if isinstance(o, SetupLearnerCB)]
     got = CollectPreds()
-    def no_steps(params, lr): return SGD([], lr)
-    asked = Learner(self.model, dls, noop, self.lr, [*setup,got], no_steps)
-    with same_mode(self.model): asked.fit(1)
+    self.evaluate(dl, noop, [*setup,got])
     return self.task.activation(torch.cat(got.scores)),torch.cat(got.targets)
 
 # %% ../nbs/13_inference.ipynb #7c6093c5

@@ -71,10 +71,7 @@ def validate(self:Learner,
     rec = Recorder(*(L(metrics) or self.task.metrics))
     rec.show = noop
     mine = [copy(o) for o in self.cbs if o.in_lr_find]
-    dls = DataLoaders([], self.dls.valid if dl is None else dl)
-    def no_steps(params, lr): return SGD([], lr)
-    asked = Learner(self.model, dls, self.loss_func, self.lr, [*mine,rec], no_steps)
-    with same_mode(self.model): asked.fit(1)
+    self.evaluate(dl, self.loss_func, [*mine,rec])
     return {k:v for k,v in rec.dicts()[0].items() if k not in ('epoch','train_loss','time')}
 
 # %% ../nbs/16_metrics.ipynb #c8e71d9e
