@@ -1,11 +1,11 @@
 "Time and memory of all contestants, each in processes of its own, one after the other"
-import json,os,platform,subprocess,sys,time
+import json,os,platform,resource,subprocess,sys,time
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean,median
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory,TemporaryFile
 
 import psutil
 from fastcore.script import call_parse
@@ -32,13 +32,14 @@ def run(what, env=None, **args):
     print(what, *args.values(), *env.items(), flush=True)
     py = python(args.get('name'))
     cmd = [py, here/'contestants.py', what, json.dumps(args)]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    p = psutil.Popen(cmd, env={**os.environ, **env}, text=True, **pipes)
     mem = []
-    while p.poll() is None:
-        with suppress(psutil.Error): mem.append((time.time(), pss(p)))
-        time.sleep(.5)
-    out,err = p.communicate()
+    # to files, as a pipe that nobody reads would stop the process when it's full
+    with TemporaryFile('w+') as out, TemporaryFile('w+') as err:
+        p = psutil.Popen(cmd, env={**os.environ, **env}, text=True, stdout=out, stderr=err)
+        while p.poll() is None:
+            with suppress(psutil.Error): mem.append((time.time(), pss(p)))
+            time.sleep(.5)
+        out,err = [o.seek(0) or o.read() for o in (out,err)]
     if p.returncode: raise RuntimeError(f'{what} {args}:\n{err}')
     parts = [json.loads(o) for o in out.splitlines() if o.startswith('{"t"')]
     for a,b in zip(parts, parts[1:]):
@@ -81,13 +82,15 @@ def fit(name, path, n_epochs, env=None, **kw):
 
 def limits(path):
     "What no loader can beat: decoding, its part in Python, and the arithmetic of an epoch"
-    decoded = {k: run('decode', path=path, fast=k=='fast')[0] for k in ('plain','fast')}
-    best = {k: min(o, key=lambda o: o['secs']) for k,o in decoded.items()}
+    def decoded(**kw): return min(run('decode', path=path, **kw)[0], key=lambda o: o['secs'])
+    best = {k: decoded(fast=k=='fast') for k in ('plain','fast')}
+    alone = {k: decoded(fast=k=='fast', n=1) for k in best}
     opened,computed = [run(o, path=path)[0] for o in ('opening','compute')]
     return dict(decode=best['plain']['n']/best['plain']['secs'],
                 decode_secs=best['plain']['secs'],
                 fast=best['fast']['n']/best['fast']['secs'],
                 fast_secs=best['fast']['secs'],
+                alone={k: o['n']/o['secs'] for k,o in alone.items()},
                 opening=opened[0]['n']/opened[0]['secs'],
                 compute_secs=median(o['secs'] for o in computed[1:]))
 
@@ -114,7 +117,7 @@ def disk(path, rounds):
         return dict(res, built_secs=built)
 
 # what `contestants.change` makes of it, and the environment
-ways = {'as it is':{}, 'image by image':{}, 'no checksums':{}, 'one thread for PyTorch':{},
+ways = {'as it is':{}, 'a batch at once':{}, 'no checksums':{}, 'one thread for PyTorch':{},
         'memory given back':{}, 'threads that wait asleep':dict(OMP_WAIT_POLICY='PASSIVE')}
 
 def tries(path, rounds):
@@ -262,22 +265,35 @@ slack = dict(bf16_points=.5, all=.1, overlap=.05)
 def worse(new, old, by=.2):
     "The names of ratios that are worse than those of `old` by more than a fifth, or `slack`"
     def fell(k):
-        a,b = (new[k],old[k]) if targets[k][0]=='>=' else (old[k],new[k])
-        return a < (b-slack[k] if k in slack else b*(1-by))
+        up = 1 if targets[k][0]=='>=' else -1
+        return up*(old[k]-new[k]) > slack.get(k, by*old[k])
     return [k for k in new if k in old and fell(k)]
 
 # --- is the machine quiet? ---
+def of_all():
+    "Seconds that the processors were busy so far, with this machine or those it shares them with"
+    t = psutil.cpu_times()
+    return sum(getattr(t, o, 0) for o in 'user nice system irq softirq steal'.split())
+
+def of_ours():
+    "Seconds of this process and of those that it has waited for"
+    kinds = resource.RUSAGE_SELF,resource.RUSAGE_CHILDREN
+    used = [resource.getrusage(o) for o in kinds]
+    return sum(o.ru_utime+o.ru_stime for o in used)
+
 def pulse(path):
-    "Images a second of always the same pass, and the share of a processor that it had"
+    "Images a second of always the same pass, and how much of a processor others had meanwhile"
+    start,before = time.perf_counter(),of_all()-of_ours()
     o, = run('pulse', path=path)[0]
-    return dict(speed=o['n']/o['secs'], cpu=o['cpu']/o['secs'])
+    others = of_all()-of_ours()-before
+    return dict(speed=o['n']/o['secs'], others=others/(time.perf_counter()-start))
 
 def noise(a, b):
     "What two pulses say against the figures between them, if they do"
     change = abs(a['speed']/b['speed']-1)
     if change>.1: return f'the same pass took {change:.0%} more or less at the end'
-    lost = 1-min(a['cpu'], b['cpu'])
-    if lost>.05: return f'other programs took {lost:.0%} of a processor'
+    others = max(a['others'], b['others'])
+    if others>.1: return f'other programs took {others:.0%} of a processor'
 
 # --- and how it's told ---
 def show(ratios):
@@ -296,9 +312,15 @@ def about(path, simd):
     commit = subprocess.run(git, cwd=here, capture_output=True, text=True).stdout.strip()
     machine = dict(cpus=os.cpu_count(), simd=simd, system=platform.system(),
                    python=platform.python_version())
+    versions = {k: version(k) for k,o in packages.items() if find_spec(o)}
+    own = python('decode_jpeg')
+    if own!=sys.executable:
+        src = 'from importlib.metadata import version as v\n'
+        src += 'print(v("torchvision"), v("torch"))'
+        said = subprocess.check_output([own, '-c', src], text=True).split()
+        versions['decode_jpeg'] = 'torchvision {}, torch {}'.format(*said)
     return dict(data=Path(path).name, date=time.strftime('%Y-%m-%d'), commit=commit,
-                machine=machine,
-                versions={k: version(k) for k,o in packages.items() if find_spec(o)})
+                machine=machine, versions=versions)
 
 # --- where it's written ---
 def write(fname, res):
@@ -346,7 +368,9 @@ print(book_data())"""
     if bad := [o for o in names if o not in parts]:
         sys.exit(f'no part is called {bad[0]}; there are {", ".join(parts)}')
     old = json.loads(fname.read_text()) if fname.exists() else {}
-    res = known(old, parts) if only and not check else dict(runs={})
+    if check and not old.get('ratios'): sys.exit(f'{fname} has no figures to compare with')
+    res = dict(runs={}) if check else known(old, parts)
+    res['targets'] = {k: o[:3] for k,o in targets.items()}
     where = about(path, simd) # now: what is written below is in git
     pulses = [pulse(path)] if names else []
     for o in names:
@@ -359,7 +383,6 @@ print(book_data())"""
         res['ratios'] = rounded(ratios(res))
         if not check: write(fname, res)
     res['ratios'] = rounded(ratios(res))
-    res['targets'] = {k: o[:3] for k,o in targets.items()}
     show(res['ratios'])
     if check:
         if fell := worse(res['ratios'], old['ratios']):

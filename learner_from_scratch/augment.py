@@ -88,6 +88,7 @@ def random_crop(
     "Cut a part out of each image; raises `ValueError` if it is too large for them"
     h,w = x.shape[2:]
     ch,cw = crop_sides(size, h, w)
+    if not len(x): return x[:,:,:ch,:cw] # as a rank without a share of a batch has it
     tops = torch.randint(h-ch+1, (len(x),)).tolist()
     lefts = torch.randint(w-cw+1, (len(x),)).tolist()
     return torch.stack([o[:,i:i+ch,j:j+cw] for o,i,j in zip(x, tops, lefts)])
@@ -133,9 +134,10 @@ def zoom(
     size, # Side of a square, in pixels, or height and width
 )->torch.Tensor: # `(bs, 3, height, width)`
     "Scale a box of each image to a size"
+    sides = size if is_listy(size) else (size,size)
+    if not len(x): return x.new_zeros(0, x.shape[1], *sides)
     zero = torch.zeros_like(cx)
     matrix = torch.stack([w,zero,cx, zero,h,cy], -1).view(-1,2,3)
-    sides = size if is_listy(size) else (size,size)
     grid = F.affine_grid(matrix, (*x.shape[:2],*sides), align_corners=False)
     return F.grid_sample(x, grid, padding_mode='border', align_corners=False)
 

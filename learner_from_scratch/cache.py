@@ -7,20 +7,25 @@ __all__ = ['draft_size', 'read_fast', 'FastDataset', 'cache_key', 'Stored', 'cac
            'reuse_memory']
 
 # %% ../nbs/17_cache.ipynb #17c00004
-import ctypes,errno,os,shutil,stat
+import ctypes,errno,os,platform,re,shutil,stat
 from contextlib import suppress
 from copy import copy
+from functools import partial
 from hashlib import blake2b
 from io import BytesIO
+from weakref import WeakValueDictionary
 from zlib import crc32
 
+import PIL
 import numpy as np
 import torch
 from PIL import ExifTags,Image
 from filelock import FileLock
 from torch.nn import functional as F
 from fastcore.all import *
+import learner_from_scratch
 from .fetch import *
+from .fetch import _tidy
 from .data import *
 from .callbacks import shared_bar
 
@@ -88,13 +93,21 @@ class FastDataset(Dataset):
     read = staticmethod(read_fast)
 
 # %% ../nbs/17_cache.ipynb #17c00030
+def _name(o):
+    "Where a class or a function comes from; of a `partial` all that it has"
+    if isinstance(o, partial): return _name(o.func),o.args,sorted(o.keywords.items())
+    return getattr(o, '__module__', ''),getattr(o, '__qualname__', type(o).__qualname__)
+
+def _versions():
+    libs = learner_from_scratch,PIL,torch,simplejpeg
+    return [getattr(o, '__version__', None) for o in libs]
+
 def _how(ds):
     "What decides on the pixels of `ds`, apart from its files, as a text"
     attrs = {k: v for k,v in vars(ds).items() if isinstance(v, (int,float,str,tuple))}
-    attrs.pop('cache', None) # which is only a bound
+    for k in 'cache','decoded_at': attrs.pop(k, None) # a bound, and what was decoded last
     attrs['shape'] = getattr(ds, 'shape', ds.size)
-    reads = ds.read.__qualname__,bool(simplejpeg)
-    return repr((type(ds).__qualname__, reads, sorted(attrs.items())))
+    return repr((_name(type(ds)), _name(ds.read), _versions(), sorted(attrs.items())))
 
 # %% ../nbs/17_cache.ipynb #17c00031
 def cache_key(
@@ -134,6 +147,8 @@ def _write(fn, ds, kind):
         for o in _records(ds, kind): f.write(o)
 
 # %% ../nbs/17_cache.ipynb #17c00039
+_opened = WeakValueDictionary() # those that this process uses
+
 class Stored(dict):
     "Decoded images: those in the file `fn`, and those that are put in, which stay in memory"
     def __init__(self,
@@ -145,7 +160,8 @@ class Stored(dict):
         records = np.load(fn, mmap_mode='r')
         if (records.dtype,records.shape)!=(kind,(n,)): raise ValueError('other records')
         self.crcs,self.stored = [np.asarray(records[o]) for o in ('crc','pixels')]
-        self.fn,self.size,self.damaged = fn,size,False
+        self.fn,self.size,self.damaged = Path(fn),size,False
+        _opened[id(self)] = self
 
     def __contains__(self, k):
         if super().__contains__(k): return True
@@ -157,10 +173,6 @@ class Stored(dict):
 
     def __missing__(self, k): return self.stored[k[0]].tobytes()
 
-    def has_all(self, idxs, size):
-        "Are images `idxs` in the file, as they were written?"
-        return size==self.size and all(crc32(self.stored[i])==self.crcs[i] for i in idxs)
-
     def tell_damaged(self):
         "Say it once, and delete the file"
         if self.damaged: return
@@ -168,22 +180,13 @@ class Stored(dict):
         print(f'{self.fn} is damaged: the next run will write it anew')
         with suppress(OSError): os.unlink(self.fn)
 
-# %% ../nbs/17_cache.ipynb #78f0c39f
-@patch
-def batch(self:FastDataset, idxs)->tuple:
-    "As that of `Dataset`, and faster if the images are stored"
-    size,imgs = self.size,self.decoded
-    ours = type(self) is FastDataset and isinstance(imgs, Stored)
-    if not ours or not imgs.has_all(idxs, size): return super(FastDataset, self).batch(idxs)
-    xb = imgs.stored[idxs].reshape(-1, size, size, 3)
-    return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]
-
 # %% ../nbs/17_cache.ipynb #17c0003b
 def _open_stored(fn, *args):
     "The images stored in `fn`; None if there is no such file, or it is damaged"
     try: return Stored(fn, *args)
     except FileNotFoundError: return
-    except (EOFError,SyntaxError,ValueError): print(f'{fn} is damaged: it is written anew')
+    except OSError: raise # the disk's, not the file's
+    except Exception: print(f'{fn} is damaged: it is written anew')
 
 # %% ../nbs/17_cache.ipynb #17c0003d
 def cache_folder()->Path:
@@ -191,17 +194,32 @@ def cache_folder()->Path:
     return fastai_cfg().config_path/'decoded'
 
 # %% ../nbs/17_cache.ipynb #17c0003e
+_our_name = re.compile(r'\.?[0-9a-f]{32}\.(lock|npy)(\..+\.part)?')
+
+def _ours(folder, suffix):
+    "The files in `folder` with names that `decode_once` gives"
+    return [o for o in folder.glob(f'*{suffix}') if _our_name.fullmatch(o.name)]
+
+def _clear_up(folder):
+    "Delete what processes that were killed have left half-written"
+    for o in _ours(folder, '.part'):
+        name = o.name[1:].partition('.npy.')[0]+'.npy'
+        _tidy(folder/name, f'.{name}.{platform.node()}')
+
 def _make_room(folder, need, most):
     "Delete what wasn't used for the longest time: `need` bytes more fit in `most`, and the disk"
-    files = [(o.stat(),o) for o in folder.glob('*.npy')]
-    total = sum(info.st_size for info,_ in files)
+    used = {o.fn for o in _opened.values()}
+    sizes = {o: o.stat().st_size for o in _ours(folder, '.npy')}
+    kept = sum(n for o,n in sizes.items() if o in used)
+    total = sum(sizes.values())
     most = min(most, shutil.disk_usage(folder).free+total)
-    if need > most:
-        raise OSError(errno.ENOSPC, f'{need/1e9:.1f} GB are needed, of {most/1e9:.1f}')
-    for info,o in sorted(files, key=lambda o: o[0].st_mtime):
+    if need+kept > most:
+        raise OSError(errno.ENOSPC, f'{need/1e6:,.0f} MB are needed, of {(most-kept)/1e6:,.0f}')
+    old = [o for o in sizes if o not in used]
+    for o in sorted(old, key=lambda o: o.stat().st_mtime):
         if need+total <= most: break
         o.unlink(missing_ok=True)
-        total -= info.st_size
+        total -= sizes[o]
 
 # %% ../nbs/17_cache.ipynb #17c00040
 def decode_once(
@@ -211,13 +229,14 @@ def decode_once(
 )->Dataset: # The same
     "Decode all images of `ds` now, into a file, or use the file of an earlier run"
     folder = Path(cache or cache_folder())
-    kind,size = _record(len(ds.pixels(0))),getattr(ds, 'shape', ds.size)
+    kind,size = _record(len(ds.pixels(0))),ds.decoded_at
+    fn = folder/f'{cache_key(ds)}.npy'
     try:
-        fn = folder/f'{cache_key(ds)}.npy'
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(fn.with_suffix('.lock')):
             stored = _open_stored(fn, kind, len(ds), size)
             if stored is None:
+                _clear_up(folder)
                 _make_room(folder, len(ds)*kind.itemsize, most)
                 _write(fn, ds, kind)
                 stored = Stored(fn, kind, len(ds), size)
@@ -234,8 +253,7 @@ def empty_cache(
 )->int: # Bytes
     "Delete all decoded images that `decode_once` has written; tells how many bytes they took"
     n = 0
-    for o in Path(cache or cache_folder()).glob('*'):
-        if o.suffix not in ('.npy','.part','.lock'): continue
+    for o in _ours(Path(cache or cache_folder()), ''):
         n += o.stat().st_size
         o.unlink(missing_ok=True)
     return n

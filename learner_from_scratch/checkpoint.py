@@ -229,7 +229,7 @@ def load_checkpoint(
         state = torch.load(path, map_location='cpu', weights_only=True)
         _check_parts(state)
         return state
-    except FileNotFoundError: raise
+    except (FileNotFoundError,PermissionError,MemoryError): raise
     except pickle.UnpicklingError as e:
         raise ValueError(f'checkpoint {path} would run code, or is damaged') from e
     except Exception as e: raise ValueError(f'checkpoint {path} is damaged: {e}') from e
@@ -293,7 +293,7 @@ def make_room(self:Checkpoint):
         raise ValueError(f'{self.path} has a fit that was interrupted: '
                          'go on with resume=True, or choose another folder')
     for o in old: o.unlink(missing_ok=True)
-    self.finished.unlink(missing_ok=True)
+    self.begin()
 
 # %% ../nbs/12_checkpoint.ipynb #63622c56
 @patch
@@ -332,11 +332,17 @@ def rank_state(self:Checkpoint)->dict: # Numbers, texts and tensors, in dictiona
                 grads=[p.grad for p in self.model.parameters()],
                 cbs=[[type(cb).__name__, cb.state()] for cb in self.cbs])
 
+# %% ../nbs/12_checkpoint.ipynb #98761578
+@patch
+def begin(self:Checkpoint):
+    "Take back the word that a fit in this folder came to its end"
+    if self.is_main: self.finished.unlink(missing_ok=True)
+
 # %% ../nbs/12_checkpoint.ipynb #c3a9c5f5
 @patch
 def take_up(self:Checkpoint):
     "Let the fit that is about to begin go on from the last checkpoint, if there is one"
-    if not self.files(): return
+    if not self.files(): return self.begin()
     fn = self.files()[-1]
     try: s = load_checkpoint(fn)
     except ValueError as e:
@@ -348,7 +354,7 @@ def take_up(self:Checkpoint):
     was,now = len(s['ranks']),self.ranks.n
     if s['num'] and was!=now:
         raise ValueError(f'{fn} is in the middle of an epoch of {was} ranks, and here are {now}')
-    if self.is_main: self.finished.unlink(missing_ok=True)
+    self.begin()
     self.saved,self.file = s,fn
     self.learner.first_epoch,self.learner.first_batch = s['epoch'],s['num']
     done = s['epoch']>=self.n_epochs
@@ -361,6 +367,7 @@ def restore(self:Checkpoint):
     s = self.saved
     same_n = len(s['ranks'])==self.ranks.n
     mine = s['ranks'][self.ranks.rank if same_n else 0]
+    before = {k: v.clone() for k,v in self.model.state_dict().items()}
     try:
         self.model.load_state_dict(s['model'])
         self.opt.load_state_dict(s['opt'])
@@ -371,6 +378,7 @@ def restore(self:Checkpoint):
         set_rng_state(mine['start'])
         set_rng_state(mine['rng'])
     except Exception as e:
+        self.model.load_state_dict(before)
         raise ValueError(f'checkpoint {self.file} is of another fit: {e}') from e
     self.start = mine['start']
 

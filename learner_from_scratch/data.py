@@ -167,11 +167,13 @@ class DataLoader:
         "The items `idxs` as one batch; the dataset may know a faster way"
         return self.ds.batch(idxs) if hasattr(self.ds, 'batch') else collate(idxs, self.ds)
 
+    def order(self):
+        "The numbers of the items, in the order of the next pass"
+        return (torch.randperm if self.shuffle else torch.arange)(len(self.ds)).tolist()
+
     def __iter__(self):
         _one_thread_if_forked()
-        n = len(self.ds)
-        idxs = (torch.randperm(n) if self.shuffle else torch.arange(n)).tolist()
-        chunks = chunked(idxs, self.bs)
+        chunks = chunked(self.order(), self.bs)
         if self.n_workers: yield from in_threads(self.batch, chunks, self.n_workers)
         else:
             for o in chunks: yield self.batch(o)

@@ -136,9 +136,10 @@ def fit_facts(
 #| code-fold: true
 def _data_facts(dl):
     ds = getattr(dl, 'ds', [])
-    names = '\n'.join('/'.join(o.parts[-2:]) for o in getattr(ds, 'fns', []))
-    targets = getattr(ds, 'y', tensor([]))
-    return len(ds),crc32(names.encode()),crc32(str(targets.tolist()).encode())
+    names = [Path(o).parts[-2:] for o in getattr(ds, 'fns', [])]
+    targets = getattr(ds, 'y', [])
+    if hasattr(targets, 'tolist'): targets = targets.tolist()
+    return len(ds),*[crc32(repr(list(o)).encode()) for o in (names,targets)]
 
 # %% ../nbs/14_distributed.ipynb #07d23cad
 def check_alike(
@@ -160,7 +161,7 @@ class DistributedCB(Callback):
     ):
         if not dist.is_initialized():
             raise ValueError('DistributedCB needs `with distrib_ctx():`')
-        self.mb,self.items = mb,0
+        self.mb,self.items,self.agreed = mb,0,True
 
     def before_fit(self):
         self.learner.ranks = Ranks()
@@ -203,19 +204,21 @@ def after_backward(self:DistributedCB):
 # %% ../nbs/14_distributed.ipynb #879775d6
 @patch
 def agree(self:DistributedCB,
-    stop:bool, # Does this rank stop?
-)->bool: # Does any rank?
+    how:int, # This rank's pass was finished, 0, cancelled, 1, or failed, 2
+)->int: # The worst of all ranks
     "Tell all ranks at the end of a pass, and hear from them"
     self.agreed = True
-    n = tensor(float(stop))
-    dist.all_reduce(n)
-    return n>0
+    worst = tensor(how)
+    dist.all_reduce(worst, dist.ReduceOp.MAX)
+    return worst.item()
 
 # %% ../nbs/14_distributed.ipynb #8a6efcbd
 @patch
 def after_epoch(self:DistributedCB):
     "Stop if another rank does; average the means of all callbacks over the ranks"
-    if self.agree(False):
+    worst = self.agree(0)
+    if worst==2: raise RuntimeError('another rank failed in its validation')
+    if worst==1:
         print('Stopped by another rank')
         raise CancelFitException
     means = [m for cb in self.cbs for m in cb.means]
@@ -227,7 +230,9 @@ def after_epoch(self:DistributedCB):
 @patch
 def cleanup_epoch(self:DistributedCB):
     "Tell the others, who wait at the end of a validation, that this rank has left it"
-    if not (self.agreed or self.model.training): self.agree(True)
+    if self.agreed or self.model.training: return
+    cancels = CancelEpochException,CancelFitException
+    self.agree(1 if isinstance(sys.exception(), cancels) else 2)
 
 # %% ../nbs/14_distributed.ipynb #14a0e001
 class OverlapCB(DistributedCB):

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['torch_layers', 'with_numbers', 'conv_twin', 'empty_twin', 'torch_class', 'torch_part', 'torch_twin', 'to_torch',
-           'check_packages', 'onnx_meta', 'sample_images', 'quiet_export', 'onnx_bytes', 'check_onnx', 'export_onnx',
-           'lfs_export']
+           'check_packages', 'onnx_meta', 'sample_images', 'quiet_export', 'onnx_bytes', 'check_onnx', 'export_onnx']
 
 # %% ../nbs/33_export.ipynb #41b1d7e9
-import json,logging,sys,warnings
+import json,logging,warnings
 import numpy as np
 import torch
 from collections import OrderedDict
@@ -18,7 +17,6 @@ from importlib.util import find_spec
 from torch import nn
 from typing import Callable
 from fastcore.all import *
-from fastcore.script import call_parse
 from .fetch import *
 from .data import *
 from .modules import *
@@ -31,7 +29,6 @@ from .inference import *
 from .norm import *
 from .resnet import *
 from .finetune import *
-from .labels import safe_name
 from .tasks import *
 
 # %% ../nbs/33_export.ipynb #2e82b490
@@ -214,18 +211,3 @@ def export_onnx(
     data = onnx_bytes(pred)
     check_onnx(data, pred)
     with whole(path) as tmp: Path(tmp).write_bytes(data)
-
-# %% ../nbs/33_export.ipynb #e78fd93f
-@call_parse
-def lfs_export(
-    model:str, # A model.safetensors of lfs_train
-    onnx:str=None, # File to write; by default the name of the model with .onnx
-    arch:str=None, # Network of the model, if it is package.module:function
-):
-    "Write a model as an ONNX file, and check that ONNX Runtime gives its numbers"
-    try:
-        path = onnx or Path(model).with_suffix('.onnx')
-        export_onnx(load_predictor(model, arch), path)
-    except (ImportError,MemoryError,OSError,ValueError) as e:
-        sys.exit(f'lfs_export: {safe_name(" ".join(str(e).split()))}')
-    print(f'Saved in {safe_name(path)}')

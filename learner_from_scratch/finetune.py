@@ -36,7 +36,8 @@ def new_head(
     n_out:int, # Classes
 ): # `model`
     "Put a new last layer on `model`; raises `ValueError` if the old one isn't linear"
-    name,old = list(parts(model).items() or [('',None)])[-1]
+    named = list(parts(model).items())
+    name,old = named[-1] if named else ('',None)
     if isinstance(old, Linear): head = Linear(old.w.shape[1], n_out)
     elif isinstance(old, nn.Linear): head = nn.Linear(old.in_features, n_out)
     else: raise ValueError(f'the last part is no linear layer, but {type(old).__name__}')
@@ -91,8 +92,11 @@ def by_names(
 ): # From parameters and learning rate to an optimizer
     "An `opt_func` with smaller rates for earlier groups; raises `ValueError` for an unknown name"
     groups = _groups(param_names(model), names)
+    known,n = sum(map(len, groups)),len(groups)
     def make(params, lr):
-        params,n = list(params),len(groups)
+        params = list(params)
+        if len(params)!=known:
+            raise ValueError(f'the names are of {known} parameters, not {len(params)}')
         made = [dict(params=[params[i] for i in g], lr=lr/div**(n-1-j))
                 for j,g in enumerate(groups)]
         return opt_func(made, lr)
@@ -127,6 +131,7 @@ class GradualUnfreezing(Callback):
     def before_epoch(self):
         with_weights = [o for o in parts(self.model).values() if list(o.parameters())]
         n = 1 + self.epoch//self.every
+        if n>=len(with_weights): return unfreeze(self.model)
         freeze(self.model)
         for o in with_weights[-n:]: unfreeze(o)
 

@@ -36,7 +36,7 @@ def check_places(
     split:bool, # Is there a folder `train` with class folders?
 ):
     "Raise `ValueError` with the name of a file that is in no class folder"
-    parts,n = ('train','val','valid','test'),len(Path(path).parts)
+    parts,n = ('train','val','valid'),len(Path(path).parts)
     for o in files:
         folders = o.parts[n:-1]
         in_part = split and len(folders)==1 and folders[0].lower() in parts
@@ -97,11 +97,14 @@ def split_files(
 # %% ../nbs/15_folders.ipynb #cfb5abdc
 def left_out(
     path:Path, # Folder of images
+    used:L=None, # Images that are used; by default all
 )->Counter: # How many by suffix, in lower case; `hidden` are those in hidden folders, too
-    "Files that `get_image_files` passes by"
-    known = image_extensions()
-    others = get_files(path).filter(lambda o: o.suffix.lower() not in known)
-    res = Counter(o.suffix.lower() or o.name for o in others)
+    "Files that nobody uses: `images`, and what `get_image_files` passes by"
+    known,files = image_extensions(),get_files(path)
+    def is_image(o): return o.suffix.lower() in known
+    def kind(o): return 'images' if is_image(o) else o.suffix.lower() or o.name
+    used = set(filter(is_image, files) if used is None else used)
+    res = Counter(kind(o) for o in files if o not in used)
     for folder,_,names in os.walk(path):
         inner = Path(folder).relative_to(path).parts
         if not any(o[0]=='.' for o in inner): names = [o for o in names if o[0]=='.']

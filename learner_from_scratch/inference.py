@@ -7,8 +7,8 @@ __all__ = ['one_label', 'max_size', 'max_classes', 'heic_help', 'resizers', 'kno
            'of_data', 'vocab_of', 'CollectPreds', 'same_mode', 'check_outputs', 'CheckOutputs', 'check_stats',
            'check_size', 'check_vocab', 'check_choice', 'regular_file', 'heic_files', 'read_rgb', 'array_image',
            'upright', 'fit_image', 'Predictor', 'Prediction', 'folder_images', 'image_list', 'Unlabelled',
-           'Predictions', 'check_meta', 'import_path', 'find_arch', 'load_predictor', 'load_learner', 'as_shown',
-           'in_order', 'image_of', 'show_preds', 'check_one_label', 'confusion_matrix']
+           'Predictions', 'check_arch', 'check_meta', 'import_path', 'find_arch', 'load_predictor', 'load_learner',
+           'as_shown', 'in_order', 'image_of', 'show_preds', 'check_one_label', 'confusion_matrix']
 
 # %% ../nbs/13_inference.ipynb #55598315
 import importlib,reprlib,stat,sys,warnings
@@ -223,14 +223,14 @@ def heic_files(
 )->list: # Some of them
     "Photos in HEIC, as long as Pillow can't read it"
     exts = {'.heic','.heif'} - image_extensions()
-    return [o for o in files if Path(o).suffix.lower() in exts]
+    return [o for o in files if Path(str(o)).suffix.lower() in exts]
 
 # %% ../nbs/13_inference.ipynb #6e86d71b
 def read_rgb(
     fn, # Name of an image file
     side:int=10**6, # Pixels that are needed; a JPEG may be decoded at less than its full size
 )->Image.Image: # Upright, in RGB
-    "Decode `fn`, in its proportions; raises `OSError` with the name of a file that can't be read"
+    "Decode `fn`, in its proportions; raises `OSError` that names a file it can't read"
     try:
         with open(regular_file(fn), 'rb') as f, _open(f) as im:
             _mend_key(im)
@@ -293,7 +293,7 @@ class Predictor:
         transform=None, # From a PIL image to a tensor; then size and channels don't count
     ):
         store_attr('model,size,task,channels,resize,transform')
-        self.vocab = list(vocab)
+        self.vocab,self.shape = list(vocab),None
         self.stats = [torch.as_tensor(o).tolist() for o in stats]
         check_vocab(self.vocab)
         check_size(size)
@@ -309,10 +309,21 @@ def item(self:Predictor,
     image, # Anything that `upright` takes
 )->Tensor: # `(h, w, channels)`, from 0 to 1, or what `transform` makes
     "The image as a data set would give it, before it is normalized"
-    if self.transform: return self.transform(upright(image))
+    if self.transform: return self.transformed(upright(image))
     im = upright(image, max(L(self.size)))
     im = fit_image(im, self.size, self.channels, self.resize)
     return tensor(np.array(im)).view(im.height, im.width, -1)/255
+
+# %% ../nbs/13_inference.ipynb #c863f22b
+@patch
+def transformed(self:Predictor,
+    im:Image.Image, # In RGB
+)->Tensor: # Of `shape`, if that is known
+    "What `transform` makes of `im`; raises `ValueError` if it has another shape than others"
+    x = self.transform(im)
+    if self.shape in (None,x.shape): return x
+    got,want = tuple(x.shape),tuple(self.shape)
+    raise ValueError(f'`transform` makes {got} of it, and not {want}: let it resize')
 
 # %% ../nbs/13_inference.ipynb #d0f8d316
 @patch
@@ -375,7 +386,8 @@ def folder_images(
 def image_list(
     images, # One, as for `upright`; or a list, a folder, or a batch `(n, h, w, c)`
 )->tuple[list,bool]: # Images one by one; is it one that wasn't in a list?
-    "What to predict from; raises `ValueError` for a folder without images"
+    "What to predict from; raises `ValueError` for a folder without images, and for bytes"
+    if isinstance(images, bytes): raise ValueError('open it first: Image.open(BytesIO(data))')
     if isinstance(images, (np.ndarray,Tensor)):
         return (list(images),False) if images.ndim>3 else ([images],True)
     if not isinstance(images, (str,PathLike,Image.Image)): return list(images),False
@@ -453,7 +465,7 @@ def predictor(self:Learner)->Predictor: # With this learner's network
     transform = of_data(self.dls.valid, 'transform')
     if transform:
         pred = Predictor(self.model, vocab, task=self.task, transform=transform)
-        pred.tfm = tfm or noop
+        pred.tfm,pred.shape = tfm or noop,data_of(self.dls.valid)[0][0].shape
         return pred
     if getattr(tfm, 'func', tfm) is not tfm_x:
         raise ValueError(f"{tfm} doesn't tell its statistics: make a `Predictor` yourself")
@@ -483,6 +495,20 @@ def test_dl(self:Learner,
     items,_ = image_list(images)
     return DataLoader(Unlabelled(items, self.predictor()), bs, n_workers=defaults.cpus)
 
+# %% ../nbs/13_inference.ipynb #a2c82aa5
+known_archs = dict(simple_cnn=simple_cnn) # later pages add theirs
+
+def check_arch(
+    model:Callable, # Ours or PyTorch's
+    arch:str, # Name of an architecture
+    n_out:int, # Classes
+):
+    "Raise `ValueError` if the weights of `model` are not those of `arch`, if that is known"
+    if arch not in known_archs: return
+    with torch.random.fork_rng(devices=[]): plain = known_archs[arch](n_out).state_dict()
+    if any(misfits(plain, model.state_dict()).values()):
+        raise ValueError(f'the network is no `{arch}`: name its architecture with `arch`')
+
 # %% ../nbs/13_inference.ipynb #18c85310
 @patch
 def save(self:Predictor,
@@ -492,9 +518,7 @@ def save(self:Predictor,
     "Save network, vocabulary, task, and how to read images in one file"
     if self.transform: raise ValueError('a file has no room for a `transform`, see `save_model`')
     self.predict(Image.new('RGB', (8,8)))
-    with torch.random.fork_rng(devices=[]): plain = simple_cnn(len(self.vocab)).state_dict()
-    if arch=='simple_cnn' and any(misfits(plain, self.model.state_dict()).values()):
-        raise ValueError('the network is no `simple_cnn`: name its architecture with `arch`')
+    check_arch(self.model, arch, len(self.vocab))
     meta = dict(vocab=self.vocab, size=self.size, stats=self.stats, arch=arch,
                 task=type(self.task).__name__, channels=self.channels, resize=self.resize)
     save_model(self.model, path, meta)
@@ -518,9 +542,6 @@ def check_meta(
     check_size(meta['size'])
     check_stats(meta['stats'], meta['channels'])
     return meta
-
-# %% ../nbs/13_inference.ipynb #367e648a
-known_archs = dict(simple_cnn=simple_cnn) # later pages add theirs
 
 # %% ../nbs/13_inference.ipynb #5fc6c43b
 @patch(cls_method=True)

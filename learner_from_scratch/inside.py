@@ -41,13 +41,19 @@ def _hook_theirs(m, f):
 
 # %% ../nbs/21_inside.ipynb #4b67cd12
 #| code-fold: true
+class _Hooks(list):
+    "Functions that are called one after the other"
+    def __call__(self, out, args):
+        for f in list(self): f(out, args)
+
 def _hook_ours(m, f):
-    old = m.hook
-    def hook(out, args):
-        if old is not None: old(out, args)
-        f(out, args)
-    m.hook = hook
-    return lambda: setattr(m, 'hook', old)
+    if not isinstance(m.hook, _Hooks): m.hook = _Hooks(L(m.hook))
+    hooks = m.hook
+    hooks.append(f)
+    def remove():
+        hooks.remove(f)
+        if not hooks: m.hook = None
+    return remove
 
 # %% ../nbs/21_inside.ipynb #573bdad8
 def leaves(
@@ -68,16 +74,19 @@ def lsuv(
     tol:float=0.01, # By how much a deviation may be off 1
     rounds:int=10, # Attempts for each layer
 ):
-    "Scale the weights of each layer until its output has deviation 1"
+    "Scale the weights of each layer until its output has deviation 1, or raise `ValueError`"
     for name,m in leaves(model).items():
         w = first(p for p in m.parameters() if p.ndim>1)
         if w is None: continue
         nn.init.orthogonal_(w)
-        for _ in range(rounds):
+        for _ in range(rounds+1):
             std = _std_of(model, m, xb)
-            if not 0<std<float('inf'): raise ValueError(f'the output of {name} has deviation {std}')
             if abs(std-1)<tol: break
+            if not 0<std<float('inf'): raise ValueError(_odd_std(name, std))
             w.data /= std
+        else: raise ValueError(_odd_std(name, std))
+
+def _odd_std(name, std): return f'the output of layer {name} has deviation {std}, and not 1'
 
 # %% ../nbs/21_inside.ipynb #bebd1c64
 #| code-fold: true

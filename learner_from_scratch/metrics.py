@@ -12,7 +12,7 @@ from copy import copy
 import torch
 from torch import Tensor
 from fastcore.all import *
-from . import recorder as table
+from . import recorder
 from .fetch import *
 from .data import *
 from .modules import *
@@ -45,7 +45,7 @@ def to_classes(
 def to_probs(
     preds:Tensor, # Scores, `(n, classes)`
 )->Tensor: # `(n, classes)`, each row adds up to 1
-    "The probabilities of the classes"
+    "The probabilities of classes of which one is right"
     return preds.softmax(1)
 
 # %% ../nbs/16_metrics.ipynb #296763eb
@@ -223,9 +223,9 @@ class TensorBoard(LogRows):
         self.writer = None
 
 # %% ../nbs/16_metrics.ipynb #db490b54
-class EarlyStopping(table.EarlyStopping):
+class EarlyStopping(recorder.EarlyStopping):
     "`EarlyStopping` that can end with the weights of the best epoch"
-    keep = *table.EarlyStopping.keep,'weights'
+    keep = *recorder.EarlyStopping.keep,'weights'
     def __init__(self,
         monitor:str='valid_loss', # Name of the column
         patience:int=3, # Epochs to wait for something better

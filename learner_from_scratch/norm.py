@@ -62,7 +62,7 @@ class BatchNorm2d(WithBuffers):
     def count(self, x):
         if x[:,0].numel()<2:
             raise ValueError('one number a channel has no deviation, and the batch has shape '
-                             f'{tuple(x.shape)}: leave out a last batch of one item')
+                             f'{tuple(x.shape)}: choose another batch size')
         self.num_batches_tracked += 1
 
 # %% ../nbs/22_norm.ipynb #fd2e7898

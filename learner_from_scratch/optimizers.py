@@ -25,15 +25,21 @@ from .checkpoint import *
 # %% ../nbs/20_optimizers.ipynb #be868238
 #| code-fold: true
 def _as_groups(params, defaults):
+    if isinstance(params, Tensor): raise TypeError('parameters come in a list')
     groups = list(params)
     if not any(isinstance(o, dict) for o in groups): groups = [dict(params=groups)]
-    groups = [{**defaults, **g, 'params':list(g['params'])} for g in groups]
+    groups = [{**defaults, **g, 'params':_listed(g['params'])} for g in groups]
     for g in groups:
         unknown = g.keys() - defaults.keys() - {'params'}
         if unknown: raise ValueError(f'{unknown.pop()} is none of {", ".join(defaults)}')
     ps = [p for g in groups for p in g['params']]
-    if len(set(ps)) < len(ps): raise ValueError('a parameter is there twice')
+    _check_once(ps)
     return groups
+
+def _listed(ps): return [ps] if isinstance(ps, Tensor) else list(ps)
+
+def _check_once(ps):
+    if len(set(ps)) < len(ps): raise ValueError('a parameter is there twice')
 
 # %% ../nbs/20_optimizers.ipynb #8c0efd9d
 class Optimizer:
@@ -159,22 +165,25 @@ class Muon(Momentum):
         self.rounds = rounds
         for g in self.param_groups:
             for p in g['params']:
-                if p.ndim<2: raise ValueError(f'Muon needs matrices, and has {tuple(p.shape)}')
+                if p.ndim<2:
+                    raise ValueError(f'Muon needs matrices, and has {tuple(p.shape)}')
 
     def update(self, p, grad, s, g):
         m = s['momentum_buffer'].lerp_(grad, 1-g['momentum'])
         step = grad.lerp(m, g['momentum']) if g['nesterov'] else m
         step = orthogonal(step.flatten(1), self.rounds).view_as(p)
         p.mul_(1 - g['lr']*g['weight_decay'])
-        n,m = p.flatten(1).shape
-        p.sub_(g['lr'] * math.sqrt(max(1, n/m)) * step)
+        rows,cols = p.flatten(1).shape
+        p.sub_(g['lr'] * math.sqrt(max(1, rows/cols)) * step)
 
 # %% ../nbs/20_optimizers.ipynb #f1c6fb9a
 class Together:
     "Several optimizers as one"
     def __init__(self,
         *opts, # Ours or PyTorch's, each with parameters of its own
-    ): self.opts = opts
+    ):
+        self.opts = opts
+        _check_once([p for g in self.param_groups for p in g['params']])
     @property
     def param_groups(self): return [g for o in self.opts for g in o.param_groups]
     def step(self):
@@ -299,7 +308,7 @@ def cosine(
 
 # %% ../nbs/20_optimizers.ipynb #dfda76ac
 def in_turn(
-    share:float, # Of the training, from 0 to 1, for `first`
+    share:float, # Of the training, from 0 to 1, for `before`
     before, # A function of progress
     after, # Another one, for the rest
 ): # A function of progress
@@ -374,10 +383,11 @@ class TorchSchedule(Callback):
 
     def after_opt(self):
         if not isinstance(self.opt, torch.optim.Optimizer):
-            raise TypeError(f"a scheduler of PyTorch's needs its optimizers, not {type(self.opt)}")
+            name = type(self.opt).__name__
+            raise TypeError(f"a scheduler of PyTorch's needs its optimizers, not {name}")
         self.sched = self.make(self.opt)
         if self.each=='batch' and isinstance(self.sched, ReduceLROnPlateau):
-            raise ValueError("ReduceLROnPlateau watches a column of the table: give each='epoch'")
+            raise ValueError("ReduceLROnPlateau watches a column: give each='epoch'")
 
     def after_batch(self):
         if self.each=='batch' and self.model.training: self.sched.step()

@@ -48,26 +48,31 @@ class CrossEntropy:
 # %% ../nbs/25_regularize.ipynb #0072d637
 class MixUp(Callback):
     "Train on mixtures of two images, and on the mixture of their losses"
-    order,hard = -5,None
+    order,plain_loss = -5,None
     def __init__(self,
         alpha:float=0.4, # Above 0; the larger, the more even the mixtures
     ): self.beta = Beta(alpha, alpha)
 
-    def before_fit(self): self.hard,self.learner.loss_func = self.loss_func,self.mixed_loss
+    def before_fit(self):
+        self.plain_loss = self.loss_func
+        self.learner.loss_func = self.mixed_loss
+
     def cleanup_fit(self):
-        if self.hard: self.learner.loss_func,self.hard = self.hard,None
+        if not self.plain_loss: return
+        self.learner.loss_func = self.plain_loss
+        self.plain_loss = None
 
     def before_batch(self):
         if not self.model.training: return
         xb,yb = self.batch
-        self.share = self.beta.sample().item()
-        self.other = torch.randperm(len(xb)).to(xb.device)
-        self.learner.batch = self.share*xb + (1-self.share)*xb[self.other],yb
+        self.lam = self.beta.sample().item()
+        self.perm = torch.randperm(len(xb)).to(xb.device)
+        self.learner.batch = self.lam*xb + (1-self.lam)*xb[self.perm],yb
 
     def mixed_loss(self, preds, yb):
-        res = self.hard(preds, yb)
-        if not self.model.training: return res
-        return self.share*res + (1-self.share)*self.hard(preds, yb[self.other])
+        loss = self.plain_loss(preds, yb)
+        if not self.model.training: return loss
+        return self.lam*loss + (1-self.lam)*self.plain_loss(preds, yb[self.perm])
 
 # %% ../nbs/25_regularize.ipynb #b8a7a40b
 class ProgressiveSizes(Callback):
@@ -82,19 +87,22 @@ class ProgressiveSizes(Callback):
         store_attr()
 
     def size(self,
-        full:int, # Side of the images as they come
+        full:int, # Width of the images as they come
     )->int: # In this epoch
-        "The side to train on"
-        grown = min(1, self.epoch/(self.share*self.n_epochs))
+        "The width to train on"
+        grown = self.epoch/(self.share*self.n_epochs)
+        if grown>=1: return full
         side = self.start + (full-self.start)*grown
         return min(full, max(1, round(side/self.step))*self.step)
 
     def before_batch(self):
         if not self.model.training: return
         xb,yb = self.batch
-        s,full = self.size(xb.shape[-1]),xb.shape[-1]
-        if s==full: return
-        xb = F.interpolate(xb, size=(s,s), mode='bilinear', antialias=True)
+        h,w = xb.shape[2:]
+        small_w = self.size(w)
+        if small_w==w: return
+        small_h = max(1, round(h*small_w/w))
+        xb = F.interpolate(xb, size=(small_h,small_w), mode='bilinear', antialias=True)
         self.learner.batch = xb,yb
 
 # %% ../nbs/25_regularize.ipynb #f402117b

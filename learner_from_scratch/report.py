@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['live_archs', 'live_weights', 'live_size', 'html_table', 'data_url', 'picture', 'thinned', 'chart', 'charts',
            'confusion_table', 'card', 'worst', 'live_file', 'live_scripts', 'model_bytes', 'why_not_live', 'sprite',
-           'live_part', 'report_page', 'save_report']
+           'live_part', 'report_page', 'check_reportable', 'save_report']
 
 # %% ../nbs/36_report.ipynb #53f20c67
 import json,math,tempfile
@@ -247,7 +247,7 @@ def report_page(
         H2('Who was taken for whom'), Div(confusion_table(cm, ds.vocab), cls='wide'),
         H2('The worst mistakes'),
         Div(*[card(ds, i, probs) for i in bad], cls='cards') if bad else P('There are none.'),
-        H2('Twenty predictions'), Div(*[card(ds, i, probs) for i in some], cls='cards'),
+        H2(f'{len(some)} predictions'), Div(*[card(ds, i, probs) for i in some], cls='cards'),
         H2('The network at work'), *live_part(pred, arch, ds, some),
         H2('Settings'), Div(html_table(['name','value'], settings.items()), cls='wide'),
         cls='content')
@@ -255,6 +255,16 @@ def report_page(
     phone = Meta(name='viewport', content='width=device-width, initial-scale=1')
     head = Head(Meta(charset='utf-8'), phone, Title(title), Style(Safe(css)))
     return to_xml(Html(head, Body(main), lang='en'), indent=False)
+
+# %% ../nbs/36_report.ipynb #07eae35c
+def check_reportable(
+    learn:Learner, # Trained, or not
+):
+    "Raise `ValueError` unless `learn` has a table, and images with names of files"
+    if not getattr(getattr(learn, 'recorder', None), 'rows', None):
+        raise ValueError('a report needs a `Recorder` and at least one whole epoch')
+    if not isinstance(data_of(learn.dls.valid), Dataset):
+        raise ValueError("a report needs this library's data sets, which know their files")
 
 # %% ../nbs/36_report.ipynb #78065069
 def save_report(
@@ -264,7 +274,7 @@ def save_report(
     arch:str=None, # Architecture, as for `Predictor.save`; by default the learner's
 ):
     "Write a page that shows a training and needs no other file; raises `ValueError`"
-    if not hasattr(learn, 'recorder'): raise ValueError('a report needs a fit with a `Recorder`')
+    check_reportable(learn)
     arch = arch or getattr(learn, 'arch', 'simple_cnn')
     text = report_page(learn, settings or {}, arch)
     with whole(path) as tmp: tmp.write_bytes(text.encode('utf-8', 'backslashreplace'))

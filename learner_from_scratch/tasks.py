@@ -60,9 +60,11 @@ class SeveralLabels(Task):
     ): self.sep = sep
 
     def clean(self, o):
+        if not is_listy(o) and o!=o: o = '' # NaN
         if isinstance(o, str): o = o.split(self.sep)
         if not is_listy(o): raise ValueError(f'{o!r} is neither a text nor a list of labels')
-        return tuple(v for v in (str(v).strip() for v in o) if v)
+        names = [str(v).strip() for v in o]
+        return tuple(v for v in names if v)
 
     def names(self, labels): return L(labels).concat().unique().sorted()
     def told(self, labels): return super().told(L(labels).concat())
@@ -248,7 +250,8 @@ class Numbers(Task):
     ): self.vocab = L(vocab)
 
     def clean(self, o):
-        try: res = tuple(float(v) for v in (o if is_listy(o) else str(o).split()))
+        cells = o if is_listy(o) else str(o).split()
+        try: res = tuple(map(float, cells))
         except (TypeError,ValueError): res = ()
         if res and np.isfinite(res).all(): return res
         raise ValueError(f'{o!r} is no number')
@@ -327,9 +330,6 @@ class BalancedLoader(DataLoader):
         if len(self.weights)!=len(ds) or not (self.weights>=0).all():
             raise ValueError(f'`weights` must be {len(ds)} numbers from 0')
 
-    def __iter__(self):
-        idxs = torch.multinomial(self.weights, len(self.ds), replacement=True).tolist()
-        chunks = chunked(idxs, self.bs)
-        if self.n_workers: yield from in_threads(self.batch, chunks, self.n_workers)
-        else:
-            for o in chunks: yield self.batch(o)
+    def order(self):
+        "Numbers of items, drawn by their weights"
+        return torch.multinomial(self.weights, len(self.ds), replacement=True).tolist()

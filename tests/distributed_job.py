@@ -15,6 +15,8 @@ class Tenth(Callback):
         if not self.act or rank_distrib()!=1 or self.epoch!=1: return
         if self.act=='vnan':
             if not self.model.training: self.spoil()
+        elif self.act=='verror':
+            if not self.model.training: raise OSError('no image')
         elif self.model.training and self.num==3:
             if self.act=='nan': self.spoil()
             else: os.kill(os.getpid(), signal.Signals[self.act])

@@ -1,6 +1,7 @@
 "Images decoded faster are the same; images decoded once are right, whole and bounded"
 import ctypes,os,pickle,platform,random,resource,shutil,signal,subprocess,sys,time
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -237,7 +238,7 @@ def test_larger_than_memory(fns, tmp_path):
 damages = dict(
     empty=lambda b: b'', cut=lambda b: b[:-1], header=lambda b: b'?'*128+b[128:],
     half=lambda b: b[:len(b)//2], other=lambda b: b.replace(b'<u4', b'<u2', 1),
-    head=lambda b: b[:20])
+    head=lambda b: b[:20], brace=lambda b: b.replace(b'}', b' ', 1))
 
 @pytest.mark.parametrize('name', damages)
 def test_rebuilt(name, fns, tmp_path, capsys):
@@ -318,11 +319,60 @@ def test_old_files_make_room(fns, tmp_path, monkeypatch, capsys):
 def test_empty_cache(fns, tmp_path):
     assert empty_cache(tmp_path/'c')==0
     decode_once(FastDataset(fns), tmp_path/'c')
-    (tmp_path/'c/.x.npy.host-1-0.part').write_bytes(b'ab')
+    (tmp_path/f'c/.{"0"*32}.npy.host-1-0.part').write_bytes(b'ab')
     (tmp_path/'c/notes.txt').touch()
     n = sum(o.stat().st_size for o in (tmp_path/'c').glob('*.npy'))
     assert n > len(fns)*64*64*3 and empty_cache(tmp_path/'c')==n+2
     assert [o.name for o in (tmp_path/'c').iterdir()]==['notes.txt']
+
+def test_files_of_others(fns, tmp_path):
+    "They stay, if room is made, and if the cache is emptied"
+    others = [tmp_path/f'c/{o}' for o in ('mine.npy', '.x.npy.h-1-0.part', 'a.lock')]
+    (tmp_path/'c').mkdir()
+    for o in others: o.write_bytes(bytes(1000))
+    one = len(fns)*(64*64*3+4)
+    for o in fns,fns[1:]: decode_once(FastDataset(o), tmp_path/'c', most=1.5*one)
+    assert len(list((tmp_path/'c').glob('*.npy')))==2
+    assert empty_cache(tmp_path/'c') > len(fns[1:])*64*64*3
+    assert sorted((tmp_path/'c').iterdir())==sorted(others)
+
+def test_in_use(fns, tmp_path, capsys):
+    "A file that this process uses doesn't go for another one"
+    one = len(fns)*(64*64*3+4)
+    train = decode_once(FastDataset(fns), tmp_path/'c', most=1.5*one)
+    fn, = (tmp_path/'c').glob('*.npy')
+    decode_once(FastDataset(fns[1:]), tmp_path/'c', most=1.5*one)
+    assert fn.exists() and 'kept in memory only' in capsys.readouterr().out
+    del train
+    decode_once(FastDataset(fns[1:]), tmp_path/'c', most=1.5*one)
+    assert not fn.exists() and capsys.readouterr().out==''
+
+def test_half_written_files_of_the_dead(fns, tmp_path):
+    "They go, also those of other keys"
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    (tmp_path/'c').mkdir()
+    part = tmp_path/f'c/.{"0"*32}.npy.{platform.node()}-{dead.pid}-0.part'
+    part.write_bytes(bytes(1000))
+    decode_once(FastDataset(fns), tmp_path/'c')
+    assert not part.exists()
+
+def test_deleted_image(fns, tmp_path):
+    "It is named, and is no trouble of the disk"
+    fns[3].unlink()
+    with pytest.raises(FileNotFoundError, match=fns[3].name):
+        decode_once(FastDataset(fns), tmp_path/'c')
+
+def test_what_else_is_in_the_key(fns, monkeypatch):
+    "Versions, modules of classes, and any function to read with"
+    ds = FastDataset(fns)
+    before = cache_key(ds)
+    ds.read = partial(read_fast)
+    assert cache_key(ds)!=before
+    other = type('FastDataset', (FastDataset,), dict(__module__='mine'))
+    assert cache_key(other(fns))!=before
+    monkeypatch.setattr('PIL.__version__', '0')
+    assert cache_key(FastDataset(fns))!=before
 
 def test_unreadable_image(fns, tmp_path):
     "It is named, as always, and no file is left"

@@ -550,7 +550,8 @@ def test_locked_interrupted_killed_and_resumed(shapes, tmp_path):
      '--cache --skip --resume --force --out'),
     ('lfs_predict', 'Print the label', 'model images --topk --csv --json --arch'),
     ('lfs_find', 'Suggest a learning rate',
-     '--labels --split --bs --size --opt --skip --out')])
+     '--labels --split --bs --size --opt --skip --out'),
+    ('lfs_export', 'Write a model as an ONNX file', 'model --onnx --arch')])
 def test_help(cmd, about, words):
     r = subprocess.run([console(cmd), '--help'], capture_output=True, text=True, timeout=200)
     assert r.returncode==0 and about in r.stdout
@@ -582,7 +583,9 @@ except SystemExit as e: print(e.code, 'torch' in sys.modules)
     ('lfs_predict --help', '0 False'),
     ('lfs_predict m', '2 False'),
     ('lfs_predict m x.jpg', 'lfs_predict: there is no m False'),
-    ('lfs_find photos', 'lfs_find: there is no photos False')])
+    ('lfs_find photos', 'lfs_find: there is no photos False'),
+    ('lfs_export --help', '0 False'),
+    ('lfs_export m', 'lfs_export: there is no m False')])
 def test_fast_answers(cmd, says, tmp_path):
     "Help, and what is wrong with the arguments, need no PyTorch"
     (tmp_path/'a.py').write_text(without_torch)

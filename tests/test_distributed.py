@@ -4,13 +4,15 @@ One that dies, hangs or never comes ends the job with an error, and a new job go
 import os,re,socket,subprocess,sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from forked import python
 from torch import nn
 from learner_from_scratch.callbacks import Callback,Learner
-from learner_from_scratch.distributed import DistributedCB,OverlapCB,distrib_ctx
+from learner_from_scratch.distributed import (DistributedCB,OverlapCB,_data_facts,
+                                              distrib_ctx)
 from learner_from_scratch.learner import DataLoaders
 
 root = Path(__file__).parent.parent
@@ -140,6 +142,25 @@ def test_nan_of_one_rank_in_validation_stops_all(trained):
     _,r0,r1,_,two,_ = trained
     assert r0['vnan']==r1['vnan']==(1,1)
     assert 'Stopped by another rank' in two
+
+@posix
+def test_failure_of_one_rank_in_validation(tmp_path):
+    "The other one ends with an error, too, and nobody takes the fit for finished"
+    for p,why in zip(start([0,1], tmp_path, 'verror'), ('another rank failed','no image')):
+        code,out = end(p)
+        assert code==1 and why in out, out
+    assert list(tmp_path.glob('2/*.ckpt')) and not (tmp_path/'2/finished').exists()
+
+def test_facts_of_any_data_set():
+    "Files as texts, targets as a list, or neither"
+    class Plain:
+        fns,y = ['data/a/1.jpg','data/b/2.jpg'],[0,1]
+        def __len__(self): return 2
+    one,other = [_data_facts(SimpleNamespace(ds=o)) for o in (Plain(),Plain())]
+    assert one==other
+    Plain.y = [1,0]
+    assert _data_facts(SimpleNamespace(ds=Plain()))!=one
+    assert _data_facts([])[0]==0
 
 @posix
 def test_killed_and_resumed(trained, tmp_path):

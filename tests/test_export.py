@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from learner_from_scratch import export
 from learner_from_scratch.checkpoint import save_model
+from learner_from_scratch.cli import lfs_export
 from learner_from_scratch.data import imagenette_stats
-from learner_from_scratch.export import (export_onnx,lfs_export,onnx_bytes,sample_images,
-                                         to_torch)
+from learner_from_scratch.export import export_onnx,onnx_bytes,sample_images,to_torch
 from learner_from_scratch.finetune import freeze,new_head
 from learner_from_scratch.inference import Predictor,find_arch,one_label
 from learner_from_scratch.modules import (AdaptivePool,ConvLayer,Linear,Module,Parameter,
@@ -231,7 +231,7 @@ def test_command_with_own_networks(tmp_path, monkeypatch, capsys):
     line = refused('small.safetensors')
     assert "needs the architecture 'exportable:small'" in line
     lfs_export('small.safetensors', arch='exportable:small', onnx='a\x1b[31m.onnx')
-    assert capsys.readouterr().out=="Saved in 'a\\x1b[31m.onnx'\n"
+    assert capsys.readouterr().out=="Saved in a\\x1b[31m.onnx\n"
     line = refused('Choosy.safetensors', arch='exportable:Choosy')
     assert "can't be exported" in line and len(line) < 300
     assert not (tmp_path/'Choosy.onnx').exists()

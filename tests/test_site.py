@@ -389,6 +389,19 @@ def test_folded_sources(tab, nb):
         box = d.locator('pre').bounding_box()
         assert 10 < box['height'] < 700
 
+@each_nb
+def test_folded_cells(tab, nb):
+    "What only imports or only tests is folded, and opens on a click"
+    goto(tab, html(nb))
+    folded = tab.locator('details.code-fold')
+    codes = [s for c,s in shown(nb) if c['cell_type']=='code' and 'echo: false' not in s]
+    want = [o for o in map(finish.kind, codes) if o]
+    assert folded.locator('summary').all_inner_texts()==want
+    for d in folded.all():
+        assert not d.locator('pre').is_visible()
+        d.locator('summary').click()
+        assert d.locator('pre').is_visible()
+
 contrasts = '''elements => {
     const canvas = document.createElement('canvas');
     const pen = canvas.getContext('2d', {willReadFrequently: true});
