@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from fastcore.foundation import L
+from learner_from_scratch import folders
 from learner_from_scratch.augment import center_crop,random_crop,resized_crop,shift,zoom
 from learner_from_scratch.callbacks import Learner,SetupLearnerCB
 from learner_from_scratch.data import DataLoader,get_image_files
@@ -194,3 +195,11 @@ def test_two_looks_at_channels_first():
     assert torch.allclose(probs(xb.permute(0,3,1,2), lambda x: x), want)
     with pytest.raises(ValueError, match='which axis of .3, 16, 12, 4. is the width'):
         probs(torch.rand(6,16,12,4), lambda x: x[...,:3])
+
+def test_bar_for_many_files(tmp_path, monkeypatch):
+    "To look for equal files takes a while if there are many"
+    seen,fn = [],tmp_path/'a.jpg'
+    fn.write_bytes(b'1')
+    monkeypatch.setattr(folders, 'shared_bar', lambda items: seen.append(len(items)) or items)
+    for n in 10_000,10_001: assert folders.same_files(L([fn]*n), L(fn))==[(fn,fn)]
+    assert seen==[10_001]
