@@ -6,7 +6,7 @@
 __all__ = ['valid_words', 'train_words', 'few', 'name_label', 'label_func', 'each_label', 'read_csv', 'is_table', 'read_table',
            'column', 'table_files', 'check_names', 'labeled_files', 'stratified_split', 'is_valid', 'listed_split',
            'labeled_split', 'safe_name', 'Images', 'name_cure', 'measured', 'several_in', 'doubts', 'warn_of',
-           'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'labeled_datasets']
+           'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'labeled_datasets', 'usual_bs']
 
 # %% ../nbs/30_labels.ipynb #db177515
 import csv,random,re,warnings
@@ -469,6 +469,15 @@ def labeled_datasets(
     warn_of(train, valid)
     return train,valid
 
+# %% ../nbs/30_labels.ipynb #2b7b1c11
+def usual_bs(
+    n:int, # Images to train on
+)->int: # Batch size
+    "64, 32 or 16, or a little less, so that the last batch isn't a single image"
+    bs = min(n, 64 if n>=5000 else 32 if n>=500 else 16)
+    while n%bs==1 and bs>2: bs -= 1
+    return bs
+
 # %% ../nbs/30_labels.ipynb #cef41e47
 @patch(cls_method=True)
 @delegates(labeled_datasets)
@@ -477,7 +486,7 @@ def from_labels(cls:DataLoaders,
     labels=None, # A function, a regular expression, or a table; by default folders
     split=None, # As for `labeled_split`, or the name of a column
     valid_pct:float=None, # Short for a `split` at random
-    bs:int=64, # Batch size
+    bs:int=None, # Batch size; by default as `usual_bs` says
     aug=(), # Functions for `Augment`, for who makes the learner
     **kwargs, # For `labeled_datasets`
 )->DataLoaders: # With an attribute `aug`
@@ -485,6 +494,7 @@ def from_labels(cls:DataLoaders,
     path = Path(path)
     split = valid_pct if split is None else split
     train,valid = labeled_datasets(path, labels, split, **kwargs)
+    if bs is None: bs = usual_bs(len(train))
     dls = cls(DataLoader(train, bs, shuffle=True, n_workers=defaults.cpus),
               DataLoader(valid, bs, n_workers=defaults.cpus))
     dls.aug = L(aug)

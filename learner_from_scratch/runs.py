@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['archs', 'augs', 'opts', 'usual_lrs', 'kinds', 'tuned_network', 'check_base', 'which_arch', 'build_network',
-           'image_folder', 'check_labels', 'table_file', 'tell_skipped', 'folder_datasets', 'usual_bs',
-           'folder_loaders', 'no_aug', 'flip_aug', 'full_aug', 'decayed', 'muon_adamw', 'check_numbers', 'usual_epochs',
-           'tell_bf16', 'folder_learner', 'run_folder', 'check_place', 'save_settings', 'load_settings', 'run_settings',
+           'image_folder', 'check_labels', 'table_file', 'tell_skipped', 'folder_datasets', 'folder_loaders', 'no_aug',
+           'flip_aug', 'full_aug', 'decayed', 'muon_adamw', 'check_numbers', 'usual_epochs', 'tell_bf16',
+           'folder_learner', 'run_folder', 'check_place', 'save_settings', 'load_settings', 'run_settings',
            'old_options', 'note_settings', 'checkpoints', 'check_state', 'check_settings', 'begin_run', 'enough_memory',
            'fit_run', 'save_figure', 'save_results', 'predict_command', 'can_go_on', 'finish_run', 'train_folder']
 
@@ -149,15 +149,6 @@ def folder_datasets(
     check_labels(train.vocab, path)
     tell_skipped(train, valid)
     return train,valid
-
-# %% ../nbs/38_runs.ipynb #2b7b1c11
-def usual_bs(
-    n:int, # Images to train on
-)->int: # Batch size
-    "64, 32 or 16, or a little less, so that the last batch isn't a single image"
-    bs = min(n, 64 if n>=5000 else 32 if n>=500 else 16)
-    while n%bs==1 and bs>2: bs -= 1
-    return bs
 
 # %% ../nbs/38_runs.ipynb #18b00015
 def folder_loaders(
