@@ -56,7 +56,7 @@ dist: .venv/made ## Build the sdist and the wheel that would go to PyPI, and che
 	$(bin)/python -m build --no-isolation
 	$(bin)/twine check --strict dist/*
 
-clean: ## Remove all that make made
+clean: ## Remove what make made, but not runs/, where your trainings are
 	rm -rf .venv .venv-lowest _docs _proc build dist *.egg-info
 
 .venv/made: settings.ini setup.py pyproject.toml constraints.txt

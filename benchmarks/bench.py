@@ -82,15 +82,13 @@ def fit(name, path, n_epochs, env=None, **kw):
 
 def limits(path):
     "What no loader can beat: decoding, its part in Python, and the arithmetic of an epoch"
-    def decoded(**kw): return min(run('decode', path=path, **kw)[0], key=lambda o: o['secs'])
-    best = {k: decoded(fast=k=='fast') for k in ('plain','fast')}
-    alone = {k: decoded(fast=k=='fast', n=1) for k in best}
+    decoded = {k: run('decode', path=path, fast=k=='fast')[0] for k in ('plain','fast')}
+    best = {k: min(o, key=lambda o: o['secs']) for k,o in decoded.items()}
     opened,computed = [run(o, path=path)[0] for o in ('opening','compute')]
     return dict(decode=best['plain']['n']/best['plain']['secs'],
                 decode_secs=best['plain']['secs'],
                 fast=best['fast']['n']/best['fast']['secs'],
                 fast_secs=best['fast']['secs'],
-                alone={k: o['n']/o['secs'] for k,o in alone.items()},
                 opening=opened[0]['n']/opened[0]['secs'],
                 compute_secs=median(o['secs'] for o in computed[1:]))
 

@@ -42,7 +42,7 @@ _cancels = dict(batch=CancelBatchException,
 
 # %% ../nbs/10_callbacks.ipynb #a1c771af
 _of_learner = ('model dls loss_func lr cbs opt_func opt batch preds loss num epoch '
-               'n_epochs first_epoch first_batch recorder').split()
+               'n_epochs first_epoch first_batch recorder bar').split()
 
 # %% ../nbs/10_callbacks.ipynb #8321f41a
 class Callback(chapter.Callback):
@@ -233,7 +233,7 @@ def check_events(
         near = get_close_matches(k, events, n=1, cutoff=.85)
         what = f'{type(cb).__name__}.{k} is no event'
         if near: raise TypeError(f'{what}: did you mean `{near[0]}`?')
-        if k.startswith(('before_','after_')):
+        if k.startswith(('before_','after_','cleanup_','skip_')):
             raise TypeError(f'{what}; these are: {", ".join(events)}')
 
 # %% ../nbs/10_callbacks.ipynb #83a852d5
@@ -254,8 +254,8 @@ def __init__(self:Learner,
     opt_func:Callable=SGD, # From parameters and learning rate to an optimizer
 ):
     "Have all of these; raises `TypeError` for a callback that is none, or misspelt"
-    super(Learner, self).__init__(model, dls, loss_func, lr, cbs, opt_func)
-    for cb in self.cbs: _adopt(self, cb)
+    super(Learner, self).__init__(model, dls, loss_func, lr, None, opt_func)
+    for cb in L(cbs): self.add_cb(cb)
 
 # %% ../nbs/10_callbacks.ipynb #0fe4d85d
 @patch
@@ -281,13 +281,11 @@ def added_cbs(self:Learner,
     cbs, # Callbacks, or one, or `None`
 ):
     "Have `cbs` too, in this block"
-    for cb in self.cbs: _adopt(self, cb)
     new = L(cbs).filter(lambda o: o not in self.cbs)
-    try:
-        for cb in new: self.add_cb(cb)
-        yield
-    finally:
-        for cb in new: self.remove_cb(cb)
+    for cb in self.cbs+new: _adopt(self, cb)
+    self.cbs = self.cbs+new
+    try: yield
+    finally: self.cbs = self.cbs.filter(lambda o: not any(o is cb for cb in new))
 
 # %% ../nbs/10_callbacks.ipynb #d1cff966
 _managers = _GeneratorContextManager,ExitStack,closing
@@ -366,7 +364,7 @@ class GradientAccumulation(Callback):
     def after_loss(self):
         if not self.model.training: return
         loss,n = self.loss.detach(),len(self.batch[1])
-        self.learner.loss = loss + (self.loss-loss)*n
+        if loss.isfinite(): self.learner.loss = loss + (self.loss-loss)*n
 
     def after_backward(self):
         self.items += len(self.batch[1])

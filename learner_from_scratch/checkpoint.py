@@ -214,7 +214,8 @@ def _check_parts(s):
     if not s['ranks']: raise ValueError('it has no ranks')
     if not 0<=s['epoch']<2**31: raise ValueError(f'epoch is {s["epoch"]}')
     if not 0<=s['num']<=s['batches']: raise ValueError(f'num is {s["num"]} of {s["batches"]}')
-    if not _plain(s): raise ValueError('it holds more than numbers, texts and tensors')
+    if not _plain(s):
+        raise ValueError('it holds more than real numbers, texts and tensors stored in full')
 
 # %% ../nbs/12_checkpoint.ipynb #d07be943
 def load_checkpoint(

@@ -87,7 +87,7 @@ def grandparent_split(
     parts = dict(train=L(), val=L())
     for o in L(files).map(Path):
         name = o.parent.parent.name
-        if name not in parts: raise ValueError(f"{o} is neither in `train` nor in `val`")
+        if name not in parts: raise ValueError(f"{o} is in {name!r}, not in 'train' or 'val'")
         parts[name].append(o)
     return parts['train'],parts['val']
 
@@ -209,6 +209,7 @@ def in_threads(
     n_workers:int, # Threads at a time, at least 1
 ): # The results, in the order of `chunks`
     "`map(f, chunks)`, `n_workers` chunks ahead; an error waits some 3 s for its turn"
+    if n_workers<1: raise ValueError(f'`n_workers` must be at least 1, got {n_workers}')
     chunks,pid,state = enumerate(chunks),os.getpid(),NS(stop=False)
     todo,notes,ahead,done,errors = SimpleQueue(),SimpleQueue(),deque(),{},{}
     started,ended = [],[] # threads
@@ -284,8 +285,9 @@ def _rgb(im):
     "`im` as RGB: 16 bits become 8, and what is transparent becomes white"
     if im.mode=='F' or (im.mode,im.format)==('I','TIFF'):
         raise ValueError(f'pixels of mode {im.mode} have no agreed range')
-    if im.mode[0]=='I' and im.format=='TIFF' and (im.tag_v2[258],im.tag_v2[262])!=((16,),1):
-        raise ValueError('grey of 12 bits, or with 0 for white')
+    if im.mode[0]=='I' and im.format=='TIFF':
+        bits,black = im.tag_v2.get(258),im.tag_v2.get(262) # black is 0 if this is 1
+        if (bits,black)!=((16,),1): raise ValueError('grey of 12 bits, or with 0 for white')
     if im.mode[0]=='I': im = im.convert('I').point(lambda o: o/256).convert('L')
     if im.has_transparency_data:
         white = Image.new('RGBA', im.size, 'white')
@@ -293,12 +295,18 @@ def _rgb(im):
     return im if im.mode=='RGB' else im.convert('RGB')
 
 # %% ../nbs/01_data.ipynb #5b1f60a3
+def _turn(im):
+    "Turn `im` in place, if its EXIF data can be read and ask for it"
+    im.load() # bad pixels are an error, a bad note isn't
+    with suppress(SyntaxError, ValueError, struct.error):
+        ImageOps.exif_transpose(im, in_place=True)
+
 def square(
     im:Image.Image, # Of any kind; turned in place if its EXIF data ask for it
     size:int, # Side of the result, in pixels
 )->Image.Image: # In RGB
     "The image `im`, upright, squeezed into a square"
-    ImageOps.exif_transpose(im, in_place=True)
+    _turn(im)
     return _rgb(im).resize((size,size), Image.BILINEAR)
 
 # %% ../nbs/01_data.ipynb #826c5616
@@ -444,7 +452,8 @@ def pixels(self:Dataset, i)->bytes:
 @patch
 def batch(self:Dataset, idxs)->tuple:
     "As `collate(idxs, self)`, with less to copy: `(bs, size, size, 3)` and `(bs,)`"
-    if type(self).__getitem__ is not Dataset.__getitem__: return collate(idxs, self)
+    items,image = type(self).__getitem__,type(self).image
+    if (items,image)!=(Dataset.__getitem__,Dataset.image): return collate(idxs, self)
     xb = np.frombuffer(b''.join([self.pixels(i) for i in idxs]), dtype='uint8')
     xb = xb.reshape(len(idxs), self.size, self.size, 3)
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]

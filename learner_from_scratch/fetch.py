@@ -62,7 +62,7 @@ def untar_data(
     c_key='data', # Key in `config.ini` of the folder to unpack into
     force_download=False, # Download again even if it is there?
 )->Path: # Folder with the data
-    "Download `url` and unpack it, unless that was done before; raises `OSError` if it fails"
+    "Download `url` and unpack it, unless that was done before; raises `OSError` or `ValueError`"
     d = SafeDownload(fastai_cfg(), archive=archive, data=data)
     return d.get(url, extract_key=c_key, force=force_download)
 
@@ -147,6 +147,7 @@ def whole(
     try:
         yield tmp
         if tmp.is_file(): _sync(tmp)
+        elif os.name=='posix': os.sync() # a folder's files, all at once
         _put(tmp, path)
         _sync(path.parent)
     finally:
@@ -350,7 +351,7 @@ def get(self:SafeDownload, url, extract_key='data', force=False):
     arch,dest = self.paths(url, extract_key)
     if dest.exists() and not force: return dest
     arch.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f'{arch}.lock'), FileLock(arch.with_name(f'{dest.name}.data.lock')):
+    with FileLock(f'{arch}.lock'), FileLock(arch.with_name(f'.{dest.name}.lock')):
         if dest.exists() and not force: return dest
         self.download(url, force)
         return self.extract(url, extract_key)

@@ -25,7 +25,7 @@ from PIL import Image,ImageOps
 from fastcore.all import *
 from .fetch import *
 from .data import *
-from .data import _draft,_mend_key,_open,_rgb
+from .data import _draft,_mend_key,_open,_rgb,_turn
 from .modules import *
 from .loss import *
 from .learner import *
@@ -235,7 +235,8 @@ def read_rgb(
         with open(regular_file(fn), 'rb') as f, _open(f) as im:
             _mend_key(im)
             _draft(im, side)
-            return _rgb(ImageOps.exif_transpose(im))
+            _turn(im)
+            return _rgb(im)
     except Exception as e:
         more = f' ({heic_help})' if heic_files([fn]) else ''
         raise OSError(f"can't read image {fn}: {e}{more}") from e
@@ -262,8 +263,10 @@ def upright(
 )->Image.Image:
     "The image in RGB, in its proportions"
     if isinstance(image, (np.ndarray,Tensor)): return array_image(image)
-    if isinstance(image, Image.Image): return _rgb(ImageOps.exif_transpose(image))
-    return read_rgb(image, side)
+    if not isinstance(image, Image.Image): return read_rgb(image, side)
+    im = image.copy()
+    _turn(im)
+    return _rgb(im)
 
 # %% ../nbs/13_inference.ipynb #b72f793a
 resizers = dict(squeeze=Image.Image.resize, crop=ImageOps.fit, pad=ImageOps.pad)

@@ -101,6 +101,7 @@ class Learner:
             self.n_epochs = n_epochs
             self('before_fit')
             self.opt = self.opt_func(self.model.parameters(), self.lr)
+            self.opt.zero_grad() # an interrupted fit may have left gradients
             for self.epoch in range(n_epochs):
                 self.one_epoch(True)
                 self.one_epoch(False)
@@ -134,6 +135,7 @@ class TrackResults(Callback):
     def before_epoch(self): self.accs,self.losses,self.ns = [],[],[]
 
     def after_epoch(self):
+        if not self.ns: return # no batches
         n = sum(self.ns)
         loss,acc = sum(self.losses).item()/n, sum(self.accs).item()/n
         print(self.epoch, self.model.training, loss, acc)
@@ -151,7 +153,7 @@ class LRFinder(Callback):
     def __init__(self,
         start:float=1e-6, # Learning rate before the first factor
         mult:float=1.2, # Factor for each batch
-        stop:float=10., # No learning rate above this
+        stop:float=10., # The fit ends after the first step above this
     ): store_attr()
 
     def before_fit(self):

@@ -198,7 +198,7 @@ class LogRows(Callback):
 
     def after_epoch(self):
         if self.model.training or not self.is_main: return
-        row = self.recorder.dicts()[-1]
+        row = table_of(self.learner).dicts()[-1]
         epoch = row.pop('epoch')
         self.log(row, epoch)
 

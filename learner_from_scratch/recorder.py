@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SuggestedLRs', 'accuracy', 'Mean', 'is_whole', 'check_metric', 'Recorder', 'rng_state', 'set_rng_state', 'smoothed',
-           'suggest_lrs', 'KeepRatios', 'group_lrs', 'CosineCycle', 'lower_is_better', 'Monitor', 'EarlyStopping']
+           'suggest_lrs', 'KeepRatios', 'group_lrs', 'CosineCycle', 'lower_is_better', 'table_of', 'Monitor',
+           'EarlyStopping']
 
 # %% ../nbs/11_recorder.ipynb #8c981c78
 import csv,json,math,random,time
@@ -76,6 +77,8 @@ class Recorder(Callback):
         for f in self.metrics: check_metric(f)
         names = [getattr(f, '__name__', type(f).__name__) for f in self.metrics]
         self.names = ['epoch','train_loss','valid_loss',*names,'time']
+        twice = first(o for o in self.names if self.names.count(o)>1)
+        if twice: raise ValueError(f'two columns are called {twice}: set `__name__` of a metric')
         self.clear()
 
     def clear(self):
@@ -148,12 +151,12 @@ def after_epoch(self:Recorder):
     "After a validation add a row to the table"
     if self.model.training: return
     self.measure_whole()
-    now = time.perf_counter()
     values = [m.value for m in self.means]
-    self.rows.append([self.epoch, self.train_loss, *values, now-self.started])
+    secs = time.perf_counter()-self.started
+    self.rows.append([self.epoch, self.train_loss, *values, secs])
     self.ends.append(len(self.losses))
-    self.started = now
     self.show()
+    self.started = time.perf_counter() # without the drawing
     if self.csv and self.is_main: self.to_csv(self.csv)
     if self.jsonl and self.is_main: self.to_jsonl(self.jsonl)
 
@@ -183,8 +186,9 @@ def show(self:Recorder,
     if new: self.tell_device()
     if IN_NOTEBOOK:
         from IPython.display import display
-        if new: self.out,self.learner.bar = display(self, display_id=True),self.with_bar
-        else: self.out.update(self)
+        if not new: return self.out.update(self)
+        self.out = display(self, display_id=True)
+        self.own_bar,self.learner.bar = vars(self.learner).get('bar'),self.with_bar
     else:
         row = [f'{o:>{max(10,len(n))}}' for n,o in zip(self.names, self.cells()[-1])]
         print('  '.join(row), flush=True)
@@ -210,8 +214,10 @@ def with_bar(self:Recorder,
 # %% ../nbs/11_recorder.ipynb #cc9bc300
 @patch
 def cleanup_fit(self:Recorder):
-    "The next fit may be that of another table"
-    vars(self.learner).pop('bar', None)
+    "Give the learner its own bar back"
+    if vars(self.learner).get('bar')!=self.with_bar: return
+    del self.learner.bar
+    if self.own_bar: self.learner.bar = self.own_bar
 
 # %% ../nbs/11_recorder.ipynb #85c4f7bd
 @patch
@@ -323,7 +329,7 @@ def suggest_lrs(
     losses, # The loss at each of them
 )->tuple: # `SuggestedLRs`, and the smoothed losses up to the explosion
     "Learning rates with which the loss falls well; raises `ValueError` if it never does"
-    exploded = [i for i,o in enumerate(losses) if o > 1.5*losses[0]]
+    exploded = [i for i,o in enumerate(losses) if o-losses[0] > abs(losses[0])/2]
     smooth = smoothed(losses[:first(exploded)])
     if not len(smooth) or smooth.argmin()==0:
         raise ValueError(f'none of the {len(lrs)} learning rates made the loss smaller')
@@ -377,6 +383,8 @@ def group_lrs(
     "The rate of each group; raises `ValueError` unless there are `n`, all above 0"
     if isinstance(lrs, slice):
         low,high = lrs.start,lrs.stop
+        if high is None or not all(o is None or o>0 for o in (low,high)):
+            raise ValueError(f'a rate must be above 0, got {lrs}')
         if low is None: lrs = [high/10]*(n-1) + [high]
         else: lrs = [high*(low/high)**(i/max(n-1, 1)) for i in reversed(range(n))]
     lrs = list(lrs)
@@ -405,6 +413,7 @@ def lr_find(self:Learner,
     plot:bool=True, # Draw it?
 )->SuggestedLRs: # `valley` and `steep`
     "Try growing learning rates on a copy of the model, draw the losses and suggest a rate"
+    if not len(self.dls.train): raise ValueError('there are no batches to train on')
     finder = LRFinder(start, mult, stop)
     n_batches = math.log(stop/start, mult) + 1
     state = rng_state()
@@ -459,13 +468,22 @@ def fit_one_cycle(self:Learner,
 
 # %% ../nbs/11_recorder.ipynb #c56ebbe0
 _lower = ('loss error entropy nll perplex deviance divergence distance '
-          'mse mae mape brier time').split()
+          'mse msle mae mape brier negative_log').split()
 
 def lower_is_better(
     name:str, # Of a column
 )->bool:
     "Is it a loss, an error or the like, by its name?"
-    return any(o in name.lower() for o in _lower)
+    return name=='time' or any(o in name.lower() for o in _lower)
+
+# %% ../nbs/11_recorder.ipynb #72489121
+def table_of(
+    learn:Learner, # In a fit
+)->Recorder: # Of this fit
+    "The learner's table; raises `ValueError` if the fit has none"
+    rec = getattr(learn, 'recorder', None)
+    if rec is not None and rec in learn.cbs: return rec
+    raise ValueError('there is no table: this fit needs a `Recorder`')
 
 # %% ../nbs/11_recorder.ipynb #fe1c00cd
 class Monitor(Callback):
@@ -481,7 +499,7 @@ class Monitor(Callback):
         self.sign = 1 if lower else -1
 
     def before_fit(self):
-        names = self.recorder.names
+        names = table_of(self.learner).names
         if self.monitor not in names:
             raise ValueError(f'`monitor` must be one of {names}, got {self.monitor!r}')
         self.column,self.best = names.index(self.monitor),math.inf
@@ -505,6 +523,7 @@ class EarlyStopping(Monitor):
         lower:bool=None, # Is lower better? By default by its name, see `lower_is_better`
     ):
         super().__init__(monitor, min_delta, lower)
+        if patience<1: raise ValueError(f'`patience` must be at least 1, got {patience}')
         self.patience = patience
 
     def before_fit(self):

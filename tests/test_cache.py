@@ -15,6 +15,7 @@ from learner_from_scratch.cache import FastDataset,cache_key,decode_once,empty_c
 from learner_from_scratch.cache import reuse_memory
 from learner_from_scratch.data import DataLoader,Dataset,get_image_files,read_image
 from learner_from_scratch.fetch import book_data,draw_shapes
+from learner_from_scratch.inference import read_rgb
 from learner_from_scratch.labels import Images
 from test_images import *
 from test_loader import linux,test_errors_leave_nothing
@@ -101,6 +102,20 @@ def test_broken_exif(tmp_path):
             said = [result(o, tmp_path/'a.jpg') for o in (read_fast,read_image)]
             same = said[0]==said[1]
             assert same or off(tmp_path/'a.jpg', 32)<=2
+
+@pytest.mark.parametrize('kw', [{},dict(dpi=(72,72))])
+def test_broken_head_of_exif(kw, tmp_path):
+    "A note that makes no sense is no reason to lose a photo"
+    im = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90,60,3), dtype='uint8'))
+    im.save(tmp_path/'a.jpg', exif=noted(Orientation=6), **kw)
+    data = (tmp_path/'a.jpg').read_bytes()
+    start = data.index(b'Exif') + 6
+    for bad in b'nope',b'II*':
+        (tmp_path/'a.jpg').write_bytes(data[:start]+bad+data[start+len(bad):])
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            for read in read_fast,read_image: read(tmp_path/'a.jpg', 32)
+            assert read_rgb(tmp_path/'a.jpg').mode=='RGB'
 
 odd = dict(grey=('L',{}), cmyk=('CMYK',{}), rgb=('RGB',dict(keep_rgb=True)),
            turned=('RGB',dict(exif=noted(Orientation=6))))

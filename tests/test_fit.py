@@ -5,6 +5,7 @@ import pytest
 import torch
 from forked import python
 from PIL import Image
+from learner_from_scratch import learner as chapter
 from learner_from_scratch.callbacks import (
     Callback,GradientAccumulation,Learner,SetupLearnerCB)
 from learner_from_scratch.checkpoint import *
@@ -13,6 +14,7 @@ from learner_from_scratch.learner import DataLoaders
 from learner_from_scratch.loss import cross_entropy
 from learner_from_scratch.metrics import *
 from learner_from_scratch.modules import Linear,Sequential,simple_cnn
+from learner_from_scratch.recorder import Recorder
 from torch.nn import functional as F
 
 line = '''
@@ -48,6 +50,53 @@ assert len(learn.recorder.rows)==2
 assert learn.model.w.isfinite().all() and learn.model.b.isfinite().all()
 print('second fit done')
 '''
+
+class Idle(Callback):
+    def cleanup_fit(self): self.ended = True
+
+def idle(*cbs): return Learner(Linear(1,1), DataLoaders([],[]), F.mse_loss, .1, cbs)
+
+def test_a_class_for_a_callback():
+    "An error names it, and takes no callback away"
+    cb = Idle()
+    learn = idle(cb)
+    for bad in Idle,'Idle',[Idle(),None]:
+        with pytest.raises(TypeError, match='is no Callback'): learn.fit(1, cbs=bad)
+        assert list(learn.cbs)==[cb]
+    learn.fit(1, cbs=Idle())
+    assert list(learn.cbs)==[cb] and cb.ended
+
+def test_bad_callbacks_of_a_new_learner():
+    "They are named, and the class keeps nothing of that learner"
+    for bad in None,'Idle',Idle:
+        with pytest.raises(TypeError, match='is no Callback'): idle(Idle(), bad)
+    assert 'learner' not in vars(Idle)
+
+@pytest.mark.parametrize('kind', [Learner,chapter.Learner])
+def test_gradients_of_an_interrupted_fit(kind):
+    "They have no part in the next one"
+    weights,x = [],torch.rand(8,1)
+    for grad in None,torch.ones(1,1):
+        torch.manual_seed(0)
+        model = Linear(1,1)
+        model.w.grad = grad
+        kind(model, DataLoaders([(x,2*x)],[]), F.mse_loss, .1).fit(1)
+        weights.append(model.w.item())
+    assert weights[0]==weights[1]
+
+def test_two_columns_of_one_name():
+    "One of them would be lost where the table becomes a dictionary"
+    def metric(preds, yb): return 0
+    with pytest.raises(ValueError, match='two columns are called metric'):
+        Recorder(metric, metric)
+
+def test_its_own_bar(monkeypatch):
+    "A bar that somebody has set is there after the fit, too"
+    learn = idle(Recorder(lambda preds, yb: 0))
+    def own(dl): yield from dl
+    learn.bar = own
+    learn.fit(1)
+    assert learn.bar is own
 
 @pytest.mark.skipif(sys.platform=='win32', reason='Windows has no SIGINT for one process')
 def test_ctrl_c():

@@ -266,6 +266,16 @@ def test_no_network(page, data, why):
     page.locator('.live-about', has_text='2 classes').wait_for()
     assert not problem.is_visible()
 
+def test_fewer_maps(page):
+    "A network may have less than the map that was chosen"
+    for layer in 6,2:
+        page.get_by_role('slider', name=f'Map of layer {layer}').press('End')
+        give(page, 'network', [dict(name='m.safetensors', mimeType='', buffer=good)])
+        page.locator('.live-about', has_text='2 classes').wait_for()
+        assert not page.locator('.live-problem').is_visible()
+        page.get_by_role('button', name='Back to the first network').click()
+        page.locator('.live-about', has_text='10 classes').wait_for()
+
 def test_no_photo(page):
     give(page, 'photo', [dict(name='a.png', mimeType='image/png', buffer=b'nothing')])
     page.get_by_text('a.png is no image that this browser reads').wait_for()
@@ -405,6 +415,16 @@ def test_draw(page):
     page.mouse.up()
     page.locator('canvas[aria-label*="your drawing"]').wait_for()
     assert len(set(state(page)['pixels']))>3
+    drawn = state(page)['pixels']
+    page.locator('.live-thumbs button').nth(1).click()
+    page.mouse.move(box['x']-5, box['y']-5)
+    page.mouse.down()
+    page.mouse.move(box['x']+80, box['y']+160)
+    page.mouse.up() # what begins elsewhere is no stroke
+    assert 'your drawing' not in page.locator('.live-input').get_attribute('aria-label')
+    page.mouse.click(box['x']+200, box['y']+60) # a dot
+    page.locator('canvas[aria-label*="your drawing"]').wait_for()
+    assert state(page)['pixels']!=drawn
 
 @pytest.mark.parametrize('width', [1280,390])
 def test_readable(page, width):

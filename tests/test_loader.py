@@ -120,6 +120,12 @@ def test_other_dataset(ds, fns):
     dl.ds = Dataset(fns[30:35], ds.vocab)
     assert same(list(dl), [collate(range(5), dl.ds)])
 
+@pytest.mark.parametrize('n_workers', [0,-1])
+def test_without_threads(n_workers):
+    "Nobody would ever make the first chunk"
+    with pytest.raises(ValueError, match=f'at least 1, got {n_workers}'):
+        list(in_threads(len, [[1]], n_workers))
+
 # --- threads and processes ---
 def test_in_threads_of_the_caller(ds):
     dl,got = DataLoader(ds, bs=8, n_workers=2),{}

@@ -140,8 +140,7 @@ async function takeNetwork(file) {
 const take = file => file.type.startsWith('image/') ? takePhoto(file) : takeNetwork(file);
 
 function use(image) {
-  if (!image.live) stopCamera(); // another image was chosen
-  fail('');
+  if (!image.live) { stopCamera(); fail(''); } // another image was chosen
   state.image = image;
   update();
 }
@@ -315,8 +314,9 @@ function next() {
   place(Math.floor(p/w), p % w);
 }
 
-function stayInside() { // the chosen place, where another map is smaller
-  const [, ...size] = state.answer.outputs[chosen.layer][chosen.step].shape;
+function stayInside() { // the chosen map and place, where another layer has fewer
+  const [n, ...size] = state.answer.outputs[chosen.layer][chosen.step].shape;
+  chosen.map = clamp(chosen.map, n);
   if (size.length < 2) return;
   chosen.size = size;
   chosen.row = clamp(chosen.row, size[0]);
@@ -530,7 +530,12 @@ function drawing() {
   };
   let last = null;
   const point = e => [e.offsetX, e.offsetY];
-  board.onpointerdown = e => { last = point(e); board.setPointerCapture(e.pointerId); };
+  board.onpointerdown = e => {
+    if (e.button) return; // not the first one
+    last = point(e);
+    board.setPointerCapture(e.pointerId);
+    board.onpointermove(e); // a dot
+  };
   board.onpointermove = e => {
     if (!last) return;
     Object.assign(g, {strokeStyle: pen.value, lineWidth: 18, lineCap: 'round'});
@@ -539,7 +544,8 @@ function drawing() {
     g.lineTo(...(last = point(e)));
     g.stroke();
   };
-  board.onpointerup = () => { last = null; done(); };
+  board.onpointerup = () => { if (last) { last = null; done(); } };
+  board.onpointercancel = () => { last = null; };
   clear();
   const colour = el('label', {className: 'live-pick'}, 'Colour ', pen);
   const wipe = button('Clear', () => { clear(); done(); });
@@ -558,6 +564,7 @@ async function useCamera() {
     if (!navigator.mediaDevices) throw new Error('A page may use it over https only.');
     const video = {facingMode: 'environment'}; // of a phone's two, the one on its back
     film.srcObject = await navigator.mediaDevices.getUserMedia({video});
+    if (document.hidden) return stopCamera(); // the reader has left meanwhile
     await film.play();
   } catch (e) {
     stopCamera();
@@ -566,6 +573,7 @@ async function useCamera() {
   film.srcObject.getTracks()[0].onended = stopCamera;
   film.hidden = false;
   watching.textContent = 'Stop the camera';
+  fail('');
   look();
 }
 const noCamera = {NotFoundError: 'This machine has none.',
