@@ -139,6 +139,7 @@ def collate(
     return torch.stack(xb),torch.stack(yb)
 
 # %% ../nbs/01_data.ipynb #97375f2d
+#| code-fold: true
 _home = os.getpid()
 
 def _one_thread_if_forked():
@@ -310,6 +311,7 @@ def square(
     return _rgb(im).resize((size,size), Image.BILINEAR)
 
 # %% ../nbs/01_data.ipynb #826c5616
+#| code-fold: true
 def _mend_key(im):
     "Bring the transparent colour of a PNG, not decoded yet, to the range of its pixels"
     if im.format!='PNG' or 'transparency' not in im.info: return

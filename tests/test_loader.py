@@ -120,6 +120,14 @@ def test_other_dataset(ds, fns):
     dl.ds = Dataset(fns[30:35], ds.vocab)
     assert same(list(dl), [collate(range(5), dl.ds)])
 
+def test_an_image_of_its_own(fns):
+    "What a subclass makes of an image is in the batch, too"
+    class Grey(Dataset):
+        def image(self, i): return super().image(i).convert('L').convert('RGB')
+    ds = Grey(fns[:4])
+    assert torch.equal(ds.batch([1])[0][0], ds[1][0])
+    assert (ds[1][0][...,0]==ds[1][0][...,1]).all()
+
 @pytest.mark.parametrize('n_workers', [0,-1])
 def test_without_threads(n_workers):
     "Nobody would ever make the first chunk"

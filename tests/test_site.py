@@ -395,7 +395,8 @@ def test_folded_cells(tab, nb):
     goto(tab, html(nb))
     folded = tab.locator('details.code-fold')
     codes = [s for c,s in shown(nb) if c['cell_type']=='code' and 'echo: false' not in s]
-    want = [o for o in map(finish.kind, codes) if o]
+    def kind(s): return 'Code' if '#| code-fold: true' in s else finish.kind(s)
+    want = [o for o in map(kind, codes) if o]
     assert folded.locator('summary').all_inner_texts()==want
     for d in folded.all():
         assert not d.locator('pre').is_visible()
