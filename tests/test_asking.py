@@ -298,8 +298,11 @@ def test_no_vocabulary_no_transform(folder):
     with pytest.raises(ValueError, match='make a `Predictor` yourself'): learn.predict(folder)
 
 def test_image_folder(folder):
-    try: from torchvision import datasets,transforms
-    except (ImportError,RuntimeError) as e: pytest.skip(f'no torchvision that works: {e}')
+    try: import torchvision
+    except ImportError: pytest.skip('needs torchvision')
+    except RuntimeError: # it was built for CUDA, and torch was not: names of operators will do
+        for o in 'nms','qnms': torch.library.define(f'torchvision::{o}', '() -> ()')
+    from torchvision import datasets,transforms
     tfm = transforms.Compose([transforms.Resize((8,8)), transforms.ToTensor()])
     check_all(torch_learner(datasets.ImageFolder(folder, tfm)), folder, 12)
 
