@@ -2,6 +2,7 @@
 
 Both read `_quarto.yml` and the notebooks that nbdev processed, and end with `finish.py`."""
 import os, re, shutil, sys
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -75,4 +76,5 @@ def main(
     if not serve: return
     print(f'Serving it at http://localhost:{port}, until Ctrl-C')
     handler = partial(SimpleHTTPRequestHandler, directory=cfg.doc_path)
-    ThreadingHTTPServer(('localhost', port), handler).serve_forever()
+    with suppress(KeyboardInterrupt):
+        ThreadingHTTPServer(('localhost', port), handler).serve_forever()
