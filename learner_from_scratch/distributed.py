@@ -7,7 +7,7 @@ __all__ = ['rank_distrib', 'num_distrib', 'Shard', 'distrib_ctx', 'buckets', 'su
            'check_alike', 'DistributedCB', 'OverlapCB']
 
 # %% ../nbs/14_distributed.ipynb #5458756e
-import os,sys
+import os,sys,time
 from contextlib import ExitStack,contextmanager,redirect_stdout
 from copy import copy
 from datetime import timedelta
@@ -67,6 +67,11 @@ def _join(timeout):
     if torch.cuda.is_available(): torch.cuda.set_device(int(os.getenv('LOCAL_RANK', 0)))
     dist.init_process_group(timeout=timedelta(seconds=timeout), **alone)
 
+def _leave():
+    # PyTorch 2.3 would wait for ever for a thread that still lets go of its last tensor
+    time.sleep(.2)
+    dist.destroy_process_group()
+
 # %% ../nbs/14_distributed.ipynb #ac506416
 @contextmanager
 def distrib_ctx(
@@ -78,7 +83,7 @@ def distrib_ctx(
             nowhere = stack.enter_context(open(os.devnull, 'w'))
             stack.enter_context(redirect_stdout(nowhere))
         _join(timeout)
-        stack.callback(dist.destroy_process_group)
+        stack.callback(_leave)
         yield
 
 # %% ../nbs/14_distributed.ipynb #6eeaa8d8
