@@ -300,7 +300,7 @@ def test_no_vocabulary_no_transform(folder):
 def test_image_folder(folder):
     try: import torchvision
     except ImportError: pytest.skip('needs torchvision')
-    except RuntimeError: # it was built for CUDA, and torch was not: names of operators will do
+    except RuntimeError: # built for CUDA, as torch was not: names of operators will do
         for o in 'nms','qnms': torch.library.define(f'torchvision::{o}', '() -> ()')
     from torchvision import datasets,transforms
     tfm = transforms.Compose([transforms.Resize((8,8)), transforms.ToTensor()])
