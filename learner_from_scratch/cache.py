@@ -27,7 +27,6 @@ import learner_from_scratch
 from .fetch import *
 from .fetch import _tidy
 from .data import *
-from .callbacks import shared_bar
 
 # %% ../nbs/17_cache.ipynb #17c00011
 try: import simplejpeg
@@ -135,7 +134,7 @@ def _records(ds, kind):
         pixels = [ds.pixels(i) for i in idxs]
         return np.array([(crc32(o), np.frombuffer(o,'uint8')) for o in pixels], kind)
     chunks = chunked(range(len(ds)), 128)
-    return in_threads(make, shared_bar(L(chunks)), defaults.cpus)
+    return in_threads(make, bar(L(chunks)), defaults.cpus)
 
 # %% ../nbs/17_cache.ipynb #17c00037
 def _write(fn, ds, kind):

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['CancelEpochException', 'CancelBatchException', 'CancelStepException', 'Callback', 'SetupLearnerCB', 'TrackResults',
-           'LRFinder', 'OneCycle', 'Alone', 'shared_bar', 'Learner', 'check_events', 'GradientClip',
-           'GradientAccumulation', 'NarrowInFull', 'MixedPrecision', 'TerminateOnNaN']
+           'LRFinder', 'OneCycle', 'Alone', 'Learner', 'check_events', 'data_of', 'of_data', 'check_outputs',
+           'is_cross_entropy', 'GradientClip', 'GradientAccumulation', 'NarrowInFull', 'MixedPrecision',
+           'TerminateOnNaN']
 
 # %% ../nbs/10_callbacks.ipynb #ad0ac7db
 import signal,threading
@@ -15,7 +16,6 @@ from contextlib import ExitStack,_GeneratorContextManager,closing,contextmanager
 from difflib import get_close_matches
 from typing import Callable
 from fastcore.all import *
-from fastprogress.fastprogress import progress_bar
 from . import learner as chapter
 from .fetch import *
 from .data import *
@@ -51,6 +51,7 @@ class Callback(chapter.Callback):
     in_lr_find = True
     keep = ()
     means = ()
+    draws_bar = None
 
     def __setattr__(self, k, v):
         "Set attribute `k`; raises `AttributeError` if it would hide one of the learner's"
@@ -88,31 +89,6 @@ class Alone:
         "What each rank has"
         return [o]
 
-# %% ../nbs/10_callbacks.ipynb #219d69ff
-class _Place:
-    "The output of a cell that all its bars are drawn in"
-    cell = None
-    def add_child(self, bar): self.bar = bar
-    def show(self): self.draw(self.bar.progress)
-    def draw(self, html):
-        from IPython import get_ipython
-        from IPython.display import HTML,display
-        cell = get_ipython().execution_count
-        if cell==self.cell: self.out.update(HTML(html))
-        else: self.cell,self.out = cell,display(HTML(html), display_id=True)
-
-_place = _Place()
-
-# %% ../nbs/10_callbacks.ipynb #94ed4c5a
-def shared_bar(
-    items, # Anything with a length
-): # The same items
-    "`items` with a progress bar; in a notebook all the bars of a cell share one output"
-    if IN_NOTEBOOK and len(items):
-        try: yield from progress_bar(items, parent=_place)
-        finally: _place.draw('')
-    else: yield from bar(items)
-
 # %% ../nbs/10_callbacks.ipynb #9e027045
 class Learner(chapter.Learner):
     "The chapter's `Learner` with more events, four ways to cancel, and clean-ups"
@@ -122,7 +98,7 @@ class Learner(chapter.Learner):
               'after_epoch', 'after_cancel_epoch', 'cleanup_epoch',
               'after_fit', 'after_cancel_fit', 'cleanup_fit')
     ranks,interrupts = Alone(),[]
-    bar = staticmethod(shared_bar)
+    bar = staticmethod(bar)
     @property
     def is_main(self):
         "Is this the process that saves?"
@@ -206,6 +182,16 @@ def descend(self:Learner):
 def _grads(on):
     with torch.set_grad_enabled(on): yield
 
+# %% ../nbs/10_callbacks.ipynb #f81bfac7
+@patch
+def watched(self:Learner,
+    dl:Iterable, # Batches, with a length
+): # The same batches
+    "The batches of `dl`, with a progress bar for who watches"
+    drawing = [cb.draws_bar for cb in self.cbs if cb.draws_bar]
+    draw = drawing[-1] if drawing else self.bar
+    return draw(dl)
+
 # %% ../nbs/10_callbacks.ipynb #7996995e
 @patch
 def one_epoch(self:Learner,
@@ -216,7 +202,7 @@ def one_epoch(self:Learner,
     with self.stage('epoch'), _grads(train):
         self('before_epoch')
         dl = self.dls.train if train else self.dls.valid
-        with closing(self.bar(dl)) as batches:
+        with closing(self.watched(dl)) as batches:
             for self.num,self.batch in enumerate(batches):
                 if self.num < self.first_batch: self('skip_batch')
                 else: self.one_batch()
@@ -333,6 +319,53 @@ def fit(self:Learner,
             self.one_epoch(True)
             self.one_epoch(False)
         self('after_fit')
+
+# %% ../nbs/10_callbacks.ipynb #97c83496
+def data_of(
+    dl:Iterable, # A loader or a data set, ours or PyTorch's
+): # A data set, or `None`
+    "What `dl` loads its items from"
+    return first(getattr(dl, o) for o in ('ds','dataset') if hasattr(dl, o))
+
+# %% ../nbs/10_callbacks.ipynb #fd594c58
+def of_data(
+    dl:Iterable, # A loader or a data set, ours or PyTorch's
+    *names:str, # Attributes, such as `vocab`, in the order of preference
+    default=None, # What to give if there is none of them
+):
+    "The first attribute that the loader, its data set or one inside of it has"
+    while dl is not None:
+        for o in names:
+            if hasattr(dl, o): return getattr(dl, o)
+        dl = data_of(dl)
+    return default
+
+# %% ../nbs/10_callbacks.ipynb #160388ff
+def check_outputs(
+    preds:torch.Tensor, # Scores or probabilities, `(bs, n)`
+    vocab:list, # Names of classes
+):
+    "Raise `ValueError` unless there is one output for each of `vocab`"
+    if preds.shape[1:]==(len(vocab),): return
+    n = ' by '.join(map(str, preds.shape[1:])) or 'no'
+    raise ValueError(f'the network has {n} outputs for {len(vocab)} classes')
+
+# %% ../nbs/10_callbacks.ipynb #a6671ddc
+def is_cross_entropy(
+    loss_func:Callable, # A loss
+)->bool: # Is each output the score of a class?
+    "Is `loss_func` cross-entropy, by its name?"
+    f = getattr(loss_func, 'func', loss_func) # what a `partial` calls
+    name = getattr(f, '__name__', type(f).__name__)
+    return name.replace('_', '').lower().startswith('crossentropy')
+
+# %% ../nbs/10_callbacks.ipynb #b5ede50f
+@patch
+def after_pred(self:SetupLearnerCB):
+    "Raise `ValueError` if cross-entropy gets more outputs, or fewer, than there are classes"
+    vocab = of_data(self.dls.train, 'vocab', 'classes')
+    if not self.model.training or vocab is None: return
+    if is_cross_entropy(self.loss_func): check_outputs(self.preds, vocab)
 
 # %% ../nbs/10_callbacks.ipynb #35cfd50b
 class GradientClip(Callback):

@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 import numpy as np
 from PIL import Image,ImageDraw
 from fastcore.all import *
-from fastprogress.fastprogress import progress_bar
+from fastprogress.fastprogress import NBProgressBar,progress_bar
 from filelock import FileLock
 
 # %% ../nbs/00_fetch.ipynb #e861b11d
@@ -174,28 +174,53 @@ def _blocks(web, timeout, min_rate):
         if n < min_rate*secs: raise TimeoutError(f'only {n} bytes in {secs:.3g} seconds')
         start,n = time.monotonic(),0
 
+# %% ../nbs/00_fetch.ipynb #c8c5f114
+class _CellBar(NBProgressBar):
+    "A bar in a notebook; all the bars of a cell share one output, which is empty at the end"
+    cell = None
+    def on_update(self, val, text, interrupted=False):
+        super().on_update(val, text, interrupted)
+        self.draw(self.progress)
+    def on_iter_end(self): self.draw('')
+    def draw(self, html):
+        from IPython import get_ipython
+        from IPython.display import HTML,display
+        bars,now = _CellBar,get_ipython().execution_count
+        if now==bars.cell: bars.out.update(HTML(html))
+        else: bars.cell,bars.out = now,display(HTML(html), display_id=True)
+
+# %% ../nbs/00_fetch.ipynb #eed6c049
+def _progress(items):
+    "A bar of fastprogress that goes away at the end"
+    if IN_NOTEBOOK: return _CellBar(items, display=False)
+    return progress_bar(items, leave=False)
+
 # %% ../nbs/00_fetch.ipynb #d7d27e1d
 def bar(
     items, # Anything with a length
 ): # The same items
     "`items`, with a progress bar in a notebook or a terminal, which goes away at the end"
     watched = IN_NOTEBOOK or sys.stdout.isatty()
-    res = progress_bar(items, leave=False) if watched and len(items) else items
+    res = _progress(items) if watched and len(items) else items
     try: yield from res
     finally: getattr(res, 'on_iter_end', noop)()
 
 # %% ../nbs/00_fetch.ipynb #99472d27
+@contextmanager
 def _bar(size):
     "A function to call with the number of bytes so far, of `size` (-1 if nobody knows)"
-    if not (IN_NOTEBOOK or sys.stdout.isatty()): return noop
-    bar,start = progress_bar([], leave=False),time.time()
+    if not (IN_NOTEBOOK or sys.stdout.isatty()):
+        yield noop
+        return
+    bar,start = _progress([]),time.time()
     bar.total = size if size>0 else None
     def show(n):
         secs = time.time()-start
         bar.comment = f'{n/1e6/(secs+1e-6):.1f} MB/s'
         bar.update(n)
     show(0)
-    return show
+    try: yield show
+    finally: bar.on_iter_end()
 
 # %% ../nbs/00_fetch.ipynb #c79d747b
 def _save(url, dest, timeout, min_rate):
@@ -203,12 +228,12 @@ def _save(url, dest, timeout, min_rate):
     n = 0
     with urlopener().open(urlwrap(url), timeout=timeout) as web, open(dest, 'wb') as f:
         size = int(web.headers.get('Content-Length', -1))
-        show = _bar(size)
-        for block in _blocks(web, timeout, min_rate):
-            f.write(block)
-            n += len(block)
-            show(n)
-            if n==size: break
+        with _bar(size) as show:
+            for block in _blocks(web, timeout, min_rate):
+                f.write(block)
+                n += len(block)
+                show(n)
+                if n==size: break
     if size not in (-1,n): raise OSError(f'only {n} out of {size} bytes arrived')
 
 # %% ../nbs/00_fetch.ipynb #b3df742d

@@ -14,7 +14,6 @@ from zlib import crc32
 from fastcore.all import *
 from .fetch import *
 from .data import *
-from .callbacks import shared_bar
 
 # %% ../nbs/15_folders.ipynb #15a00001
 def named_split(
@@ -146,7 +145,7 @@ def same_files(
 )->L: # Pairs of one of `train` and one of `valid`
     "Files of `valid` whose bytes are those of one in `train`"
     sizes = {o.stat().st_size for o in valid}
-    files = shared_bar(train) if len(train)>10_000 else train # where it takes a while
+    files = bar(train) if len(train)>10_000 else train # where it takes a while
     marks = groupby([o for o in files if o.stat().st_size in sizes], _mark)
     alike = L(o for o in valid if _mark(o) in marks)
     whole = {_whole(o): o for k in set(map(_mark, alike)) for o in marks[k]}

@@ -6,7 +6,7 @@
 __all__ = ['valid_words', 'train_words', 'few', 'name_label', 'label_func', 'each_label', 'read_csv', 'is_table', 'read_table',
            'column', 'table_files', 'check_names', 'labeled_files', 'stratified_split', 'is_valid', 'listed_split',
            'labeled_split', 'safe_name', 'Images', 'name_cure', 'measured', 'several_in', 'doubts', 'warn_of',
-           'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'labeled_datasets', 'usual_bs']
+           'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'own_table', 'labeled_datasets', 'usual_bs']
 
 # %% ../nbs/30_labels.ipynb #db177515
 import csv,random,re,warnings
@@ -438,6 +438,16 @@ def first_two(
     names = ', '.join(map(str, table))
     raise ValueError(f'a table needs a column of files and one of labels, got {names}')
 
+# %% ../nbs/30_labels.ipynb #3ec35f38
+def own_table(
+    path:Path, # Folder of the images
+    labels=None, # Name of a file, or anything else
+)->L: # The file, or nothing
+    "The file `labels` as a search through `path` finds it, if it is there"
+    if not isinstance(labels, (str,Path)): return L()
+    root,fn = Path(path).resolve(),Path(labels).resolve()
+    return L(Path(path)/fn.relative_to(root) if fn.is_relative_to(root) else None)
+
 # %% ../nbs/30_labels.ipynb #797935b8
 @delegates(Images, but='vocab')
 def labeled_datasets(
@@ -451,11 +461,12 @@ def labeled_datasets(
 )->tuple[Images,Images]: # To train on and to validate with
     "Two data sets with one vocabulary; prints what is in them and what was left out"
     use_heic()
+    source = own_table(path, labels)
     if is_table(labels):
         labels = read_table(labels)
         cols = cols or first_two(labels, split)
     found = labeled_files(path, labels, cols)
-    if not found: tell_left_out(path, [])
+    if not found: tell_left_out(path, source)
     if labels is None: check_folders(L(found.keys()), path, split)
     if isinstance(split, str): split = valid_rows(found, labels, split)
     clean = dict(zip(found, each_label(task.clean, found, found.values())))
@@ -465,7 +476,7 @@ def labeled_datasets(
     train,valid = [Images(o, found, vocab, task=task, **kwargs) for o in parts]
     print(f'{len(train)} images to train on, {len(valid)} to validate with')
     print(task.told(train.labels+valid.labels))
-    tell_left_out(path, used)
+    tell_left_out(path, used+source)
     warn_of(train, valid)
     return train,valid
 

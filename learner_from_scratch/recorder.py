@@ -66,7 +66,7 @@ def check_metric(
 # %% ../nbs/11_recorder.ipynb #3ab90a26
 class Recorder(Callback):
     "A table of losses and metrics, shown while it grows, and the curves"
-    order,device,in_lr_find = 20,None,False
+    order,device,out,in_lr_find = 20,None,None,False
     keep = 'rows','ends','losses','lrs','seen','train_loss'
     def __init__(self,
         *metrics, # Functions from predictions and targets to a number; `accuracy` by default
@@ -188,7 +188,6 @@ def show(self:Recorder,
         from IPython.display import display
         if not new: return self.out.update(self)
         self.out = display(self, display_id=True)
-        self.own_bar,self.learner.bar = vars(self.learner).get('bar'),self.with_bar
     else:
         row = [f'{o:>{max(10,len(n))}}' for n,o in zip(self.names, self.cells()[-1])]
         print('  '.join(row), flush=True)
@@ -212,12 +211,10 @@ def with_bar(self:Recorder,
     finally: self.out.update(self)
 
 # %% ../nbs/11_recorder.ipynb #cc9bc300
-@patch
-def cleanup_fit(self:Recorder):
-    "Give the learner its own bar back"
-    if vars(self.learner).get('bar')!=self.with_bar: return
-    del self.learner.bar
-    if self.own_bar: self.learner.bar = self.own_bar
+@patch(as_prop=True)
+def draws_bar(self:Recorder):
+    "The bar below the table, if it has an output"
+    return self.with_bar if self.out else None
 
 # %% ../nbs/11_recorder.ipynb #85c4f7bd
 @patch

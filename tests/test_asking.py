@@ -19,9 +19,11 @@ from learner_from_scratch.inference import (CheckOutputs,OneLabel,Predictor,Task
 from learner_from_scratch.learner import DataLoaders
 from learner_from_scratch.loss import cross_entropy
 import learner_from_scratch.metrics  # methods of `Learner`
+import learner_from_scratch.tasks  # architectures by name
 from learner_from_scratch.modules import (AdaptivePool,Linear,Module,Parameter,Sequential,
                                           simple_cnn)
 from learner_from_scratch.recorder import accuracy
+from learner_from_scratch.regularize import CrossEntropy
 from learner_from_scratch.resnet import small_resnet
 
 colours = ['blue','green','red']
@@ -188,14 +190,36 @@ def test_test_dl(folder):
     assert labels(learn.predict(folder))==folders(folder)
     with pytest.raises(OSError, match='gone'): learn.get_preds(learn.test_dl(['gone.png']))
 
-def test_wrong_network_is_refused_before_it_trains(folder):
-    for n in 1,7:
-        learn = our_learner(folder)
-        learn.model = Sequential(AdaptivePool(), Linear(3, n))
-        learn.add_cb(CheckOutputs())
-        was = learn.model.parameters()[0].detach().clone()
-        with pytest.raises(ValueError, match=f'{n} outputs for 3 classes'): learn.fit(1)
+def own_loss(preds, yb): return preds.square().mean()
+
+def wrong_learner(folder, n, *cbs, loss_func=cross_entropy):
+    "A learner whose network has `n` outputs"
+    learn = our_learner(folder)
+    learn.model,learn.loss_func = Sequential(AdaptivePool(), Linear(3, n)),loss_func
+    for cb in cbs: learn.add_cb(cb)
+    return learn
+
+@pytest.mark.parametrize('n', [1,7])
+@pytest.mark.parametrize('loss', [cross_entropy, torch.nn.CrossEntropyLoss(), CrossEntropy()])
+def test_wrong_network_is_refused_before_it_trains(folder, n, loss):
+    learn = wrong_learner(folder, n, loss_func=loss)
+    was = learn.model.parameters()[0].detach().clone()
+    for f in learn.fit,learn.fit_one_cycle,lambda n: learn.lr_find(plot=False):
+        with pytest.raises(ValueError, match=f'{n} outputs for 3 classes'): f(1)
         assert torch.equal(learn.model.parameters()[0], was)
+
+def test_outputs_of_another_loss(folder):
+    "They are nobody's business, unless somebody asks"
+    wrong_learner(folder, 7, loss_func=own_loss).fit(1)
+    learn = wrong_learner(folder, 7, CheckOutputs(), loss_func=own_loss)
+    with pytest.raises(ValueError, match='7 outputs for 3 classes'): learn.fit(1)
+
+def test_saved_under_another_name(tmp_path):
+    "Whatever the name, a network that isn't it is refused, and there is no file"
+    pred = Predictor(small_resnet(3, w=4), colours, 8, raw)
+    for arch in 'simple_cnn','resnet18','small_resnet':
+        with pytest.raises(ValueError, match=f'no `{arch}`'): pred.save(tmp_path/'m', arch)
+    assert not list(tmp_path.iterdir())
 
 def test_learner_files(folder, tmp_path):
     ds = Dataset(get_image_files(folder), size=8)

@@ -350,7 +350,10 @@ def test_predict_many(shapes, trained, tmp_path, capsys, monkeypatch):
     rows = Path('a.csv').read_text().splitlines()
     assert len(rows)==2*n+1 and rows[1].startswith(f'{got[0]["file"]},')
     assert '`topk`' in refused(lfs_predict, [model, 'ims', '--topk=0'])
+    capsys.readouterr()
     assert 'ims' in refused(lfs_predict, [model, 'ims', '--csv=ims'])
+    assert 'gone' in refused(lfs_predict, [model, 'ims', '--csv=gone/a.csv'])
+    assert not capsys.readouterr().out # nothing was predicted
 
 def other_task(task, bias, path):
     "A model file whose answers are `bias`, nearly"

@@ -487,10 +487,11 @@ def test_bar(srv, capsys, monkeypatch):
     assert '\n' not in out
 
 def test_bar_cleared(srv, capsys, monkeypatch):
-    "A finished bar leaves an empty line"
+    "A finished bar leaves an empty line, whether its end was known or not"
     monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
-    untar_data(srv.add('x.tgz', tgz(good)))
-    assert capsys.readouterr().out.split('\r')[-2].strip() == ''
+    for srv.size in [True,False]:
+        untar_data(srv.add('x.tgz', tgz(good)), force_download=True)
+        assert capsys.readouterr().out.split('\r')[-2].strip() == ''
 
 def test_no_terminal(srv, capsys):
     untar_data(srv.add('x.tgz', tgz(good)))

@@ -20,8 +20,9 @@ def png(depth, color, rows, key=None):
     return b'\x89PNG\r\n\x1a\n'+head+trns+data+chunk(b'IEND', b'')
 
 def tiff(depth, photometric, w, h, data):
-    "A grey TIFF; with `photometric` 0, 0 is white"
+    "A grey TIFF; with `photometric` 0, 0 is white; with `None` nothing says what is"
     tags = {256:w, 257:h, 258:depth, 259:1, 262:photometric, 273:8, 277:1, 278:h}
+    if photometric is None: del tags[262]
     tags[279] = len(data)
     kinds = {273:4, 279:4} # numbers of 4 bytes; others have 2
     ifd = b''.join(struct.pack('<HHII', k, kinds.get(k,3), 1, v) for k,v in tags.items())
@@ -72,6 +73,7 @@ refused = {
     'key16 white': (png(16, 0, [packed(deep, 16)]*8, [0xfffe]), 'transparent colour'),
     'key48': (png(16, 2, [b''.join(map(rgb16, deep))]*8, [0x1234,1,2]), 'transparent colour'),
     'tiff12': (tiff(12, 1, 8, 8, packed(ramp(12), 12)*8), '12 bits'),
+    'tiff16 unknown': (tiff(16, None, 8, 8, struct.pack('<8H', *ramp(16))*8), '0 for white'),
     'tiff16 white0': (tiff(16, 0, 8, 8, struct.pack('<8H', *ramp(16))*8), '0 for white'),
     'tiff32': (tiff(32, 1, 8, 8, struct.pack('<8I', *ramp(32))*8), '')}
 

@@ -295,8 +295,9 @@ def test_nothing_is_left_in_a_notebook(tmp_path):
 def test_bars_without_a_table(tmp_path):
     "All of a cell share one output, which is empty at the end; the next cell has another"
     bare = 'learn = Learner(Linear(1,1), DataLoaders(dl, dl[:5]), mse, 0.1)\n'
-    more = 'learn.fit(1)\nfor o in shared_bar(Slow(range(5))): pass'
-    for code in bare+'learn.fit(3)', bare+more:
+    more = 'learn.fit(1)\nfor o in bar(Slow(range(5))): pass'
+    ours = f'from learner_from_scratch.learner import Learner\n{bare}learn.fit(3)'
+    for code in bare+'learn.fit(3)', bare+more, ours:
         outs,bars = in_notebook(tmp_path, cell, bare+'learn.fit(2)', code)
         assert [o['data']['text/html'] for o in outs]==[''], outs
         assert any('<progress' in o for o in bars)

@@ -200,6 +200,6 @@ def test_bar_for_many_files(tmp_path, monkeypatch):
     "To look for equal files takes a while if there are many"
     seen,fn = [],tmp_path/'a.jpg'
     fn.write_bytes(b'1')
-    monkeypatch.setattr(folders, 'shared_bar', lambda items: seen.append(len(items)) or items)
+    monkeypatch.setattr(folders, 'bar', lambda items: seen.append(len(items)) or items)
     for n in 10_000,10_001: assert folders.same_files(L([fn]*n), L(fn))==[(fn,fn)]
     assert seen==[10_001]
