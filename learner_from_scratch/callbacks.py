@@ -67,8 +67,6 @@ class SetupLearnerCB(chapter.SetupLearnerCB, Callback):
 class TrackResults(chapter.TrackResults, Callback):
     "After each epoch print its number, whether it trained, mean loss and accuracy"
     in_lr_find = False
-    def after_epoch(self):
-        if self.ns: super().after_epoch()
 
 # %% ../nbs/10_callbacks.ipynb #103fecae
 class LRFinder(chapter.LRFinder, Callback):
@@ -187,7 +185,7 @@ def _grads(on):
 def watched(self:Learner,
     dl:Iterable, # Batches, with a length
 ): # The same batches
-    "The batches of `dl`, with a progress bar for who watches"
+    "The batches of `dl`, with a progress bar for those who watch"
     drawing = [cb.draws_bar for cb in self.cbs if cb.draws_bar]
     draw = drawing[-1] if drawing else self.bar
     return draw(dl)
@@ -239,7 +237,7 @@ def __init__(self:Learner,
     cbs=None, # `Callback`s
     opt_func:Callable=SGD, # From parameters and learning rate to an optimizer
 ):
-    "Have all of these; raises `TypeError` for a callback that is none, or misspelt"
+    "Have all of these; raises `TypeError` for what is no callback, or has a misspelt event"
     super(Learner, self).__init__(model, dls, loss_func, lr, None, opt_func)
     for cb in L(cbs): self.add_cb(cb)
 
@@ -333,7 +331,7 @@ def of_data(
     *names:str, # Attributes, such as `vocab`, in the order of preference
     default=None, # What to give if there is none of them
 ):
-    "The first attribute that the loader, its data set or one inside of it has"
+    "The first of `names` that is found in `dl`, its data set, or one inside of that"
     while dl is not None:
         for o in names:
             if hasattr(dl, o): return getattr(dl, o)
@@ -354,7 +352,7 @@ def check_outputs(
 def is_cross_entropy(
     loss_func:Callable, # A loss
 )->bool: # Is each output the score of a class?
-    "Is `loss_func` cross-entropy, by its name?"
+    "Is `loss_func` cross-entropy, by its name? A lambda has none"
     f = getattr(loss_func, 'func', loss_func) # what a `partial` calls
     name = getattr(f, '__name__', type(f).__name__)
     return name.replace('_', '').lower().startswith('crossentropy')
@@ -364,7 +362,7 @@ def is_cross_entropy(
 def after_pred(self:SetupLearnerCB):
     "Raise `ValueError` if cross-entropy gets more outputs, or fewer, than there are classes"
     vocab = of_data(self.dls.train, 'vocab', 'classes')
-    if not self.model.training or vocab is None: return
+    if not self.model.training or vocab is None or self.preds.ndim!=2: return
     if is_cross_entropy(self.loss_func): check_outputs(self.preds, vocab)
 
 # %% ../nbs/10_callbacks.ipynb #35cfd50b
@@ -396,8 +394,8 @@ class GradientAccumulation(Callback):
 
     def after_loss(self):
         if not self.model.training: return
-        loss,n = self.loss.detach(),len(self.batch[1])
-        if loss.isfinite(): self.learner.loss = loss + (self.loss-loss)*n
+        loss,bs = self.loss.detach(),len(self.batch[1])
+        if loss.isfinite(): self.learner.loss = loss + (self.loss-loss)*bs
 
     def after_backward(self):
         self.items += len(self.batch[1])

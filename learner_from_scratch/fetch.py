@@ -351,7 +351,7 @@ def download(self:SafeDownload, url, force=False):
     arch,_ = self.paths(url)
     if arch.exists() and not force: return arch
     arch.parent.mkdir(parents=True, exist_ok=True)
-    msg = f"Can't download {url} (with no network, put it at {arch} by hand)"
+    msg = f"Can't download {url} (without internet, put it at {arch} by hand)"
     with _told(msg), whole(arch) as tmp:
         _save(url, tmp, self.timeout, self.min_rate)
         self.check(url, tmp)
@@ -392,7 +392,7 @@ def rm(self:SafeDownload, url, rm_arch=True, rm_data=True, extract_key='data'):
 # %% ../nbs/00_fetch.ipynb #9c619100
 def outlines(
 )->dict: # From name to points: complex numbers, with an absolute value of about 1 at most
-    "Ten closed lines, their top to the right"
+    "Ten outlines, to be filled, with their top to the right"
     t = np.linspace(0, 2*np.pi, 121)
     o = np.exp(1j*t) # once around the unit circle
     x,y = o.real,o.imag
