@@ -352,7 +352,7 @@ def check_outputs(
 def is_cross_entropy(
     loss_func:Callable, # A loss
 )->bool: # Is each output the score of a class?
-    "Is `loss_func` cross-entropy, by its name? A lambda has none"
+    "Is `loss_func` cross-entropy, by its name? A lambda isn't recognized"
     f = getattr(loss_func, 'func', loss_func) # what a `partial` calls
     name = getattr(f, '__name__', type(f).__name__)
     return name.replace('_', '').lower().startswith('crossentropy')
