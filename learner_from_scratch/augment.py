@@ -88,7 +88,7 @@ def random_crop(
     "Cut a part out of each image; raises `ValueError` if it is too large for them"
     h,w = x.shape[2:]
     ch,cw = crop_sides(size, h, w)
-    if not len(x): return x[:,:,:ch,:cw] # an empty batch, which one of several processes may get
+    if not len(x): return x[:,:,:ch,:cw] # an empty batch, as a process may get it
     tops = torch.randint(h-ch+1, (len(x),)).tolist()
     lefts = torch.randint(w-cw+1, (len(x),)).tolist()
     return torch.stack([o[:,i:i+ch,j:j+cw] for o,i,j in zip(x, tops, lefts)])

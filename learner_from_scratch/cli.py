@@ -112,7 +112,7 @@ def check_asked(
 @call_parse
 def lfs_train(
     folder:str, # Folder of class folders, or of train and val; shapes draws one
-    epochs:int=None, # Passes over the images; by default as many as make 1,000 steps, 8 to 80
+    epochs:int=None, # Passes over the images; by default enough for 1,000 steps, 8 to 80
     lr:float=None, # Highest learning rate; by default what suits the optimizer
     bs:int=None, # Batch size; by default 64, and less for small folders
     size:int=None, # Side of the images, in pixels; by default 64

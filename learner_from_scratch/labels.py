@@ -130,7 +130,7 @@ def check_names(
 # %% ../nbs/30_labels.ipynb #2e911b96
 def labeled_files(
     path:Path, # Folder of the images
-    labels=None, # As for `label_func`, or a table
+    labels=None, # A function, a compiled regular expression, or a table; by default folders
     cols:tuple=(0,1), # Of a table: the column with the files, and that with the labels
 )->dict: # From file to label
     "Image files and their labels"

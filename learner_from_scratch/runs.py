@@ -239,7 +239,7 @@ def tell_bf16(
 ):
     "Print what would be faster, if something would"
     if has_bf16() and not learn.options['bf16']:
-        print('This machine computes in bfloat16: --bf16 (`bf16=True`) may be faster')
+        print('This machine has bfloat16: try --bf16 (`bf16=True`), it may be faster')
 
 # %% ../nbs/38_runs.ipynb #72ed0e4e
 def folder_learner(

@@ -317,7 +317,7 @@ def class_weights(
 
 # %% ../nbs/31_tasks.ipynb #1d04e772
 class BalancedLoader(DataLoader):
-    "Batches in which each class is as likely; raises `ValueError` for weights that don't fit"
+    "Batches in which each class is equally likely; raises `ValueError` for weights that don't fit"
     def __init__(self,
         ds:Sequence, # A data set with one label an image
         bs:int=128, # Batch size
