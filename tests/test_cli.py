@@ -476,7 +476,8 @@ def test_bf16_is_offered(has, asked, shapes, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(runs, 'has_bf16', lambda: has)
     monkeypatch.setattr(runs, 'fit_run', lambda *_: False)
     refused(train, str(shapes), bf16=asked, out=tmp_path/'out')
-    assert ('try --bf16 (`bf16=True`), it may be faster' in capsys.readouterr().out)==(has and not asked)
+    told = 'try --bf16 (`bf16=True`), it may be faster' in capsys.readouterr().out
+    assert told==(has and not asked)
 
 @pytest.mark.parametrize('bad', [
     dict(bs='x'), dict(stats=[]), dict(stats=[['x']*3]*2), dict(opt=None), dict(lr=1e400),
