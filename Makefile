@@ -15,7 +15,7 @@ train: .venv/made ## Train on drawn images, or on your own: make train DATA=fold
 test: .venv/made ## Run the notebooks and check that library and README are theirs
 	# both do as many things at a time as there are processors
 	OMP_NUM_THREADS=1 $(bin)/nbdev_test --do_print --timing
-	OMP_NUM_THREADS=1 $(bin)/pytest -q -n auto --dist loadfile $(others)
+	OMP_NUM_THREADS=1 $(bin)/pytest -q -n auto --dist loadfile --no-loadscope-reorder $(others)
 
 library-tests: # of what PYTEST finds installed, and not of this folder
 	OMP_NUM_THREADS=1 $(PYTEST) -q -n auto --dist loadfile $(library_tests)
