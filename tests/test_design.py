@@ -1,5 +1,5 @@
 "One thing, one place: no name twice, no effect of an import elsewhere, lines that fit"
-import ast,builtins,dis,importlib,re,subprocess,sys
+import ast,builtins,dis,importlib,json,re,subprocess,sys
 from collections import Counter
 
 import pytest
@@ -178,3 +178,9 @@ def test_names_are_known(mod):
     "A name that only a test of the page imports is missing in the module"
     names = vars(importlib.import_module(f'{lib}.{mod}'))
     assert not unknown(text(f'{lib}/{mod}.py'), names)
+
+@pytest.mark.parametrize('fn', sorted((root/'nbs').glob('*.ipynb')), ids=lambda o: o.stem)
+def test_code_is_code(fn):
+    "Each code cell can be compiled: a runner may pass over one that can't"
+    for c in json.loads(fn.read_text(encoding='utf-8'))['cells']:
+        if c['cell_type']=='code': compile(''.join(c['source']), fn.name, 'exec')
