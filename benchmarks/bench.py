@@ -92,10 +92,17 @@ def limits(path):
                 opening=opened[0]['n']/opened[0]['secs'],
                 compute_secs=median(o['secs'] for o in computed[1:]))
 
+def sharing_nothing(path):
+    "Images a second that two processes decode with the faster decoder, and throw away"
+    ps,peak = run('decode', path=path, fast=True)
+    first,later = [o['n']/o['secs'] for o in ps]
+    return dict(first=first, later=later, peak=peak)
+
 def first(path, rounds):
-    "Images a second of each loader in its first pass and in later ones"
+    "Images a second of each loader in its first pass and in later ones, and what's possible"
     names = 'notes','pytorch','decode_jpeg','fastai','ours','fast'
-    return in_turn(lambda o: passes(o, path), installed(names), rounds)
+    def one(name): return passes(name, path) if name in names else sharing_nothing(path)
+    return in_turn(one, [*installed(names),'processes'], rounds)
 
 def again(path, disk, env=None, **kw):
     "Images a second of a run that finds its images in `disk`, and the seconds of its steps"
@@ -161,7 +168,8 @@ def passive(path):
 
 def kept(path):
     "The run if the memory of freed tensors stays with the process, without our help"
-    env = dict.fromkeys(('MALLOC_TRIM_THRESHOLD_','MALLOC_MMAP_THRESHOLD_'), str(2**30))
+    names = 'MALLOC_TRIM_THRESHOLD_','MALLOC_MMAP_THRESHOLD_'
+    env = dict.fromkeys(names, str(2**30))|dict(MALLOC_ARENA_MAX='1')
     return {o: fit(o, path, 4, env) for o in ('chapter','pytorch')}
 
 def listed(path, n):
@@ -210,7 +218,7 @@ targets = dict(
     first=('>=', 2, "first pass with the faster decoder, of torch's warm loader",
            lambda r: r['first']['fast']['first']/r['first']['pytorch']['later']),
     share=('>=', .8, 'the same, of two processes that share nothing',
-           lambda r: r['first']['fast']['first']/r['limits']['fast']),
+           lambda r: r['first']['fast']['first']/r['first']['processes']['later']),
     chapter=('>=', 1.3, "the chapter's first pass, of torch's warm loader",
              lambda r: r['first']['ours']['first']/r['first']['pytorch']['later']),
     later=('>=', 8, "later passes, of torch's",
@@ -343,6 +351,8 @@ def main(
     check:bool=False, # Compare with the figures in `fname`, which stay as they are?
 ):
     "Measure, print the targets, and write each part with the machine it was measured on"
+    # Python keeps what it has compiled, as it does for most people
+    os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
     # in a process of its own: what is imported here, a contestant would share
     src = """import torch
 from learner_from_scratch.fetch import book_data

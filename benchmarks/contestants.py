@@ -8,6 +8,7 @@ from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zlib import crc32
 
 import numpy as np,torch
 import torch.nn.functional as F
@@ -221,14 +222,17 @@ def passes(name, path, n=3, **kw):
 
 def at_once(ds, idxs):
     "A batch of stored images, which NumPy gathers in one step"
-    assert all((i,size) in ds.decoded for i in idxs)
-    xb = ds.decoded.stored[idxs].reshape(-1, size, size, 3)
+    found = ds.decoded.stored[idxs]
+    assert all(crc32(o)==ds.decoded.crcs[i] for i,o in zip(idxs, found))
+    xb = found.reshape(-1, size, size, 3)
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),ds.y[idxs]
+
+def unchecked(stored, k): return stored.stored[k[0]].tobytes()
 
 def change(how, cache):
     "Have the module `cache` do one thing in another way"
     if how=='a batch at once': cache.FastDataset.batch = at_once
-    if how=='no checksums': cache.Stored.__contains__ = lambda self, k: True
+    if how=='no checksums': cache.Stored.get = unchecked
     if how=='one thread for PyTorch': torch.set_num_threads(1)
     if how!='memory given back': cache.reuse_memory()
 
@@ -252,15 +256,14 @@ def fit(name, path, n_epochs):
     report()
     f(n_epochs)
 
-def decoder(fast):
-    "The chapter's way to read an image, or the faster one"
-    if not fast: from learner_from_scratch.data import read_image as read
-    else: from learner_from_scratch.cache import read_fast as read
-    return read
-
 def decode_all(fns, fast):
-    read = decoder(fast)
-    for o in fns: read(o, size)
+    "Decode `fns` in the chapter's way, or in the faster one, and throw them away"
+    if fast:
+        from learner_from_scratch.cache import read_together
+        for i in range(0, len(fns), 16): read_together(fns[i:i+16], size)
+    else:
+        from learner_from_scratch.data import read_image
+        for o in fns: read_image(o, size)
     return len(fns)
 
 def decode(path, fast=False, n=n_workers):

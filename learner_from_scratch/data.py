@@ -417,7 +417,8 @@ class Dataset:
         cache:int=None, # Bytes of decoded images to keep; by default 1/8 of the memory
         on_error:str='raise', # A file that can't be read: 'raise' in its turn, or 'skip' it
     ):
-        self.fns,self.skipped = _usable(L(fns).map(Path), on_error)
+        fns = L(o if isinstance(o, Path) else Path(o) for o in L(fns))
+        self.fns,self.skipped = _usable(fns, on_error)
         lbls = self.fns.map(lambda o: o.parent.name)
         self.vocab = L(vocab) or lbls.unique().sorted()
         _check(self.fns, lbls, self.vocab, size)
@@ -439,23 +440,38 @@ class Dataset:
 
     def __getstate__(self): return {**self.__dict__, 'decoded':{}} # A pickle has no cache
 
+# %% ../nbs/01_data.ipynb #4a1d1d4e
+@patch
+def key(self:Dataset, i)->tuple:
+    "What image `i` is kept under"
+    if self.size!=self.decoded_at: self.decoded,self.decoded_at = {},self.size
+    return range(len(self))[i],self.size
+
+@patch
+def keep(self:Dataset, key, pixels)->bytes:
+    "Put `pixels` into the cache if there is room, and return them"
+    if (len(self.decoded)+1)*len(pixels) <= self.cache: self.decoded[key] = pixels
+    return pixels
+
 # %% ../nbs/01_data.ipynb #5b1f7208
 @patch
 def pixels(self:Dataset, i)->bytes:
     "Red, green and blue of all pixels of image `i`, from the cache if it was decoded before"
-    if self.size!=self.decoded_at: self.decoded,self.decoded_at = {},self.size
-    k = range(len(self))[i],self.size
-    if k in self.decoded: return self.decoded[k]
-    res = self.read(self.fns[i], self.size).tobytes()
-    if (len(self.decoded)+1)*len(res) <= self.cache: self.decoded[k] = res
-    return res
+    key = self.key(i)
+    if found := self.decoded.get(key): return found
+    return self.keep(key, self.read(self.fns[i], self.size).tobytes())
 
 # %% ../nbs/01_data.ipynb #251cf5c9
+@patch
+def all_pixels(self:Dataset, idxs)->list:
+    "The pixels of each of the images `idxs`"
+    return [self.pixels(i) for i in idxs]
+
 @patch
 def batch(self:Dataset, idxs)->tuple:
     "As `collate(idxs, self)`, with less to copy: `(bs, size, size, 3)` and `(bs,)`"
     items,image = type(self).__getitem__,type(self).image
     if (items,image)!=(Dataset.__getitem__,Dataset.image): return collate(idxs, self)
-    xb = np.frombuffer(b''.join([self.pixels(i) for i in idxs]), dtype='uint8')
+    xb = np.frombuffer(b''.join(self.all_pixels(idxs)), dtype='uint8')
     xb = xb.reshape(len(idxs), self.size, self.size, 3)
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]

@@ -304,15 +304,19 @@ def name_cure():
 
 # %% ../nbs/30_labels.ipynb #52ca4a78
 @patch
+def key(self:Images, i)->tuple:
+    "What image `i` is kept under"
+    if self.how!=self.decoded_at: self.decoded,self.decoded_at = {},self.how
+    return range(len(self))[i],self.how
+
+@patch
 def pixels(self:Images, i)->bytes:
     "All pixels of image `i`, from the cache if it was decoded before"
-    if self.how!=self.decoded_at: self.decoded,self.decoded_at = {},self.how
-    k = range(len(self))[i],self.how
-    if k in self.decoded: return self.decoded[k]
+    key = self.key(i)
+    if found := self.decoded.get(key): return found
     with name_cure(): im = read_rgb(self.fns[i], max(self.shape))
-    res = fit_image(im, self.size, self.channels, self.resize).tobytes()
-    if (len(self.decoded)+1)*len(res) <= self.cache: self.decoded[k] = res
-    return res
+    im = fit_image(im, self.size, self.channels, self.resize)
+    return self.keep(key, im.tobytes())
 
 @patch
 def image(self:Images, i)->Image.Image:
@@ -329,7 +333,7 @@ def __getitem__(self:Images, i)->tuple:
 @patch
 def batch(self:Images, idxs)->tuple:
     "As `collate(idxs, self)`, with less to copy: `(bs, h, w, channels)` and `(bs, ...)`"
-    xb = np.frombuffer(b''.join([self.pixels(i) for i in idxs]), dtype='uint8')
+    xb = np.frombuffer(b''.join(self.all_pixels(idxs)), dtype='uint8')
     xb = xb.reshape(len(idxs), *self.shape)
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]
 

@@ -147,6 +147,37 @@ def test_batches(fns, n_workers):
     for (x,y),(xb,yb) in zip(a, b, strict=True):
         assert (x-xb).abs().max()<=2.1/255 and torch.equal(y, yb)
 
+def test_together(fns, tmp_path):
+    "Equal to one by one, whatever is among them; and the first that can't be read is named"
+    grey,bad = tmp_path/'grey.jpg',tmp_path/'bad.jpg'
+    Image.new('L', (90,60), 128).save(grey)
+    bad.write_text('no image')
+    some = [*fns[:20],grey,*fns[20:],fns[0]]
+    for fn,im in zip(some, cache.read_together(some, 48), strict=True):
+        assert np.array_equal(im, read_fast(fn, 48))
+    with pytest.raises(OSError, match='bad.jpg'): cache.read_together([*some,bad], 48)
+    assert cache.read_together([], 48)==[]
+
+@pytest.mark.parametrize('room', [0,7,999])
+def test_all_pixels(room, fns):
+    "Those of `pixels`, kept as far as there is room, with indices twice and from the end"
+    plain,ds = FastDataset(fns),FastDataset(fns, cache=room*64*64*3)
+    idxs = [*range(20),3,-1]
+    for _ in range(2):
+        assert ds.all_pixels(idxs)==[plain.pixels(i) for i in idxs]
+        assert len(ds.decoded)==min(room, 21)
+    ds.size = 32
+    assert ds.all_pixels([1,-1])==[FastDataset(fns, size=32).pixels(i) for i in (1,-1)]
+
+def test_own_pixels(fns):
+    "A subclass with `pixels` or `read` of its own gets its own in a batch, too"
+    class Black(FastDataset):
+        def pixels(self, i): return bytes(64*64*3)
+    class White(FastDataset):
+        read = staticmethod(lambda fn, size: np.full((size,size,3), 255, 'uint8'))
+    for kind,want in (Black,0),(White,1):
+        for xb,_ in DataLoader(kind(fns), bs=16): assert (xb==want).all()
+
 # --- the file of decoded images ---
 def all_right(ds, fns):
     "Are all images of `ds` those of `fns`?"
@@ -155,17 +186,15 @@ def all_right(ds, fns):
 
 def run(fns, folder, **kw):
     "A run of its own: right, and how many images it decoded"
-    before = FastDataset.read
     n = []
-    def read(*args):
+    def quick(*args):
         n.append(1)
         return before(*args)
+    before,cache._quick = cache._quick,quick
     try:
-        FastDataset.read = staticmethod(read)
-        read.__qualname__ = before.__qualname__
         ds = decode_once(FastDataset(fns, **kw), folder)
         [ds.pixels(i) for i in range(len(ds))]
-    finally: FastDataset.read = staticmethod(before)
+    finally: cache._quick = before
     assert all_right(ds, fns)
     return len(n)-1 # one tells the size of a record
 
