@@ -4,6 +4,9 @@ library_tests := $(filter-out $(patsubst %,tests/test_%.py,bench design howto li
 
 others := $(patsubst %,--ignore tests/test_%.py,site live report bench) # .ci/run has them
 
+# tests start hundreds of processes: Python keeps what it has compiled, as on most machines
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: help train test library-tests lowest docs preview notebooks bench bench-check research torture dist clean
 
 help: ## What there is to make

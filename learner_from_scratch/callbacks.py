@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from contextlib import ExitStack,_GeneratorContextManager,closing,contextmanager,suppress
 from difflib import get_close_matches
+from inspect import unwrap
 from typing import Callable
 from fastcore.all import *
 from . import learner as chapter
@@ -353,7 +354,8 @@ def is_cross_entropy(
     loss_func:Callable, # A loss
 )->bool: # Is each output the score of a class?
     "Is `loss_func` cross-entropy, by its name? A lambda isn't recognized"
-    f = getattr(loss_func, 'func', loss_func) # what a `partial` calls
+    f = unwrap(loss_func)
+    f = getattr(f, 'func', f) # what a `partial` calls
     name = getattr(f, '__name__', type(f).__name__)
     return name.replace('_', '').lower().startswith('crossentropy')
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from torch.utils import data as torch_data
 from learner_from_scratch import inference
 from learner_from_scratch.callbacks import Learner,SetupLearnerCB
@@ -23,7 +24,7 @@ import learner_from_scratch.tasks  # architectures by name
 from learner_from_scratch.modules import (AdaptivePool,Linear,Module,Parameter,Sequential,
                                           simple_cnn)
 from learner_from_scratch.recorder import accuracy
-from learner_from_scratch.regularize import CrossEntropy
+from learner_from_scratch.regularize import CrossEntropy,MixUp
 from learner_from_scratch.resnet import small_resnet
 
 colours = ['blue','green','red']
@@ -207,6 +208,15 @@ def test_wrong_network_is_refused_before_it_trains(folder, n, loss):
     for f in learn.fit,learn.fit_one_cycle,lambda n: learn.lr_find(plot=False):
         with pytest.raises(ValueError, match=f'{n} outputs for 3 classes'): f(1)
         assert torch.equal(learn.model.parameters()[0], was)
+
+smooth = partial(F.cross_entropy, label_smoothing=.1)
+
+@pytest.mark.parametrize('loss', [cross_entropy, smooth, CrossEntropy()])
+def test_wrong_network_is_refused_with_mixup(folder, loss):
+    "A loss that mixes is known for what it mixes, and is gone afterwards"
+    learn = wrong_learner(folder, 7, MixUp(), loss_func=loss)
+    with pytest.raises(ValueError, match='7 outputs for 3 classes'): learn.fit(1)
+    assert learn.loss_func is loss
 
 def test_outputs_of_another_loss(folder):
     "They are nobody's business, unless somebody asks"
