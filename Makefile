@@ -1,5 +1,6 @@
 PYTHON ?= python3
 bin := .venv/bin
+workers := $(shell $(PYTHON) -c "import os; print(os.cpu_count()+1)")
 library_tests := $(filter-out $(patsubst %,tests/test_%.py,bench design howto live notebooks package repo report site),$(wildcard tests/test_*.py))
 
 others := $(patsubst %,--ignore tests/test_%.py,site live report bench) # .ci/run has them
@@ -16,12 +17,12 @@ train: .venv/made ## Train on drawn images, or on your own: make train DATA=fold
 	$(bin)/lfs_train "$(or $(DATA),shapes)" $(ARGS)
 
 test: .venv/made ## Run the notebooks and check that library and README are theirs
-	# both do as many things at a time as there are processors
+	# pages compute, as many at a time as there are processors; tests also wait, so one more
 	OMP_NUM_THREADS=1 $(bin)/nbdev_test --do_print --timing
-	OMP_NUM_THREADS=1 $(bin)/pytest -q -n auto --dist loadfile --no-loadscope-reorder $(others)
+	OMP_NUM_THREADS=1 $(bin)/pytest -q -n $(workers) --dist loadfile --no-loadscope-reorder $(others)
 
 library-tests: # of what PYTEST finds installed, and not of this folder
-	OMP_NUM_THREADS=1 $(PYTEST) -q -n auto --dist loadfile $(library_tests)
+	OMP_NUM_THREADS=1 $(PYTEST) -q -n $(workers) --dist loadfile $(library_tests)
 
 lowest: ## Run the library's tests with the lowest versions that settings.ini allows
 	$(PYTHON) -m venv --clear .venv-lowest
