@@ -357,11 +357,14 @@ def interrupts(code, path, n, pause=0):
     finally:
         p.kill(); p.stdout.close(); guard.cancel()
 
+# a function, as Python 3.13 may miss the `try` where a loop in it goes back after an `if`
 interrupted = '''
+def read(n_workers):
+    for i,_ in enumerate(DataLoader(many, bs=64, shuffle=True, n_workers=n_workers)):
+        if i==1: print('go', flush=True)
+
 for n_workers in (0,1,2,0,1,2):
-    try:
-        for i,_ in enumerate(DataLoader(many, bs=64, shuffle=True, n_workers=n_workers)):
-            if i==1: print('go', flush=True)
+    try: read(n_workers)
     except KeyboardInterrupt: back()
     assert len(list(DataLoader(Dataset(fns), bs=10, n_workers=n_workers)))==6
     for _ in range(600):
