@@ -438,35 +438,29 @@ class Dataset:
         "Image `i` as a PIL image in RGB, `size` pixels high and wide"
         return Image.frombytes('RGB', (self.size,self.size), self.pixels(i))
 
+    def pixels(self, i):
+        "Red, green and blue of all pixels of image `i`, from the cache if it was decoded before"
+        key = self.key(i)
+        if found := self.decoded.get(key): return found
+        return self.keep(key, self.read(self.fns[i], self.size).tobytes())
+
+    def key(self, i):
+        "What image `i` is kept under in the cache"
+        if self.size!=self.decoded_at: self.decoded,self.decoded_at = {},self.size
+        return range(len(self))[i],self.size
+
+    def keep(self, key, pixels):
+        "Put `pixels` into the cache if there is room, and return them"
+        if (len(self.decoded)+1)*len(pixels) <= self.cache: self.decoded[key] = pixels
+        return pixels
+
+    def all_pixels(self, idxs):
+        "The pixels of each of the images `idxs`"
+        return [self.pixels(i) for i in idxs]
+
     def __getstate__(self): return {**self.__dict__, 'decoded':{}} # A pickle has no cache
 
-# %% ../nbs/01_data.ipynb #4a1d1d4e
-@patch
-def key(self:Dataset, i)->tuple:
-    "What image `i` is kept under"
-    if self.size!=self.decoded_at: self.decoded,self.decoded_at = {},self.size
-    return range(len(self))[i],self.size
-
-@patch
-def keep(self:Dataset, key, pixels)->bytes:
-    "Put `pixels` into the cache if there is room, and return them"
-    if (len(self.decoded)+1)*len(pixels) <= self.cache: self.decoded[key] = pixels
-    return pixels
-
-# %% ../nbs/01_data.ipynb #5b1f7208
-@patch
-def pixels(self:Dataset, i)->bytes:
-    "Red, green and blue of all pixels of image `i`, from the cache if it was decoded before"
-    key = self.key(i)
-    if found := self.decoded.get(key): return found
-    return self.keep(key, self.read(self.fns[i], self.size).tobytes())
-
 # %% ../nbs/01_data.ipynb #251cf5c9
-@patch
-def all_pixels(self:Dataset, idxs)->list:
-    "The pixels of each of the images `idxs`"
-    return [self.pixels(i) for i in idxs]
-
 @patch
 def batch(self:Dataset, idxs)->tuple:
     "As `collate(idxs, self)`, with less to copy: `(bs, size, size, 3)` and `(bs,)`"
