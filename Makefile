@@ -17,8 +17,8 @@ train: .venv/made ## Train on drawn images, or on your own: make train DATA=fold
 	$(bin)/lfs_train "$(or $(DATA),shapes)" $(ARGS)
 
 test: .venv/made ## Run the notebooks and check that library and README are theirs
-	# one more at a time than there are processors: some wait for other processes
-	OMP_NUM_THREADS=1 $(bin)/nbdev_test --n_workers $(workers) --do_print --timing
+	# pages compute, as many at a time as there are processors; tests also wait, so one more
+	OMP_NUM_THREADS=1 $(bin)/nbdev_test --do_print --timing
 	OMP_NUM_THREADS=1 $(bin)/pytest -q -n $(workers) --dist loadfile --no-loadscope-reorder $(others)
 
 library-tests: # of what PYTEST finds installed, and not of this folder
