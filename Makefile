@@ -1,6 +1,6 @@
 PYTHON ?= python3
 bin := .venv/bin
-workers := $(shell $(PYTHON) -c "import os; print(os.cpu_count()+1)")
+workers = $(shell $(PYTHON) -c "import os; print(os.cpu_count()+1)")
 library_tests := $(filter-out $(patsubst %,tests/test_%.py,bench design howto live notebooks package repo report site),$(wildcard tests/test_*.py))
 
 others := $(patsubst %,--ignore tests/test_%.py,site live report bench) # .ci/run has them
