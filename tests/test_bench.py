@@ -20,7 +20,7 @@ def run(*args, timeout=600):
 
 # --- parts of it ---
 wants = dict(
-    limits={'decode','decode_secs','fast','fast_secs','opening','compute_secs'},
+    limits={'decode','fast','opening','compute','ours','once','epochs'},
     first={'notes','pytorch','ours','fast'}, disk={'pytorch','again','memory','built_secs'},
     tries={*bench.ways}, files={'n','secs','bytes','labeled'},
     fit={'notes','pytorch','chapter','ours','fast','once'},

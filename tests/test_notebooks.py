@@ -23,6 +23,7 @@ same = dict(
     sizes      = ('1.6516e+38', '1.6517e+38'),
     times      = ('1 0.5000 00:12 took 3.4 s', '1 0.5000 01:02 took 12 ms'),
     addresses  = ('<object>', '<object at 0x7f01ab>'),
+    warnings   = ('./data.py:480: UserWarning: few', './data.py:484: UserWarning: few'),
     progress   = ('100.00% [74/74 00:12<00:00]', '100.00% [74/74 00:09<00:00]'),
     stopped    = ('14.86% [11/74 00:01<00:06]', '14.86% [11/74 1:00:02<00:11]'))
 other = dict(
@@ -35,6 +36,8 @@ other = dict(
     isnan   = ('0.4680', 'nan'),
     word    = ('Parameter containing', 'Tensor containing'),
     more    = ('a', 'a b'),
+    where   = ('./data.py:480: UserWarning: few', './loss.py:480: UserWarning: few'),
+    row     = ('labels.csv:480: no file', 'labels.csv:484: no file'),
     numbers = ('0.1000, 0.2000', '0.1000'),
     notime  = ('took 3.4 s', 'took 3.4'))
 

@@ -1,8 +1,9 @@
 """Run the notebooks: `run` stores their outputs, `check` compares new ones with those stored
 
 Floats may differ by 0.1 %, or by one in the last place of three decimals or more; a
-cell says `#| tol 0.1` if it needs more. Times and addresses may differ. Pictures only have
-to be there. In `#| varies` cells only the kinds of output count. All else has to be the same.
+cell says `#| tol 0.1` if it needs more. Times, addresses and the line of code that warns
+may differ. Pictures only have to be there. In `#| varies` cells only the kinds of output
+count. All else has to be the same.
 """
 import html,math,os,re,shutil,sys,tempfile,time
 from itertools import zip_longest
@@ -27,6 +28,7 @@ def directives(c):
 # --- what a cell says ---
 num = re.compile(r'(?<![\w.])[-+]?(?:\d*\.\d+|\d+(?=e[-+]))(?:e[-+]?\d+)?')
 address = re.compile(r'( at)? 0x[0-9a-f]+')
+line = re.compile(r'(?<=\.py):\d+(?=: \w*Warning)') # of the library, where it warns
 units = 's|secs?|seconds?|ms|[µμu]s|ns'
 took = re.compile(rf'\b(\d+:\d\d:\d\d|\d\d:\d\d|(\d+min )?\d+(\.\d+)? ?({units})\b)')
 
@@ -50,7 +52,7 @@ def close(a, b, tol):
 
 def text_diff(a, b, tol=1e-3):
     "The first difference of the texts `a` and `b`, if there is one"
-    a,b = (took.sub('(time)', address.sub('', o)) for o in (a,b))
+    a,b = (took.sub('(time)', line.sub('', address.sub('', o))) for o in (a,b))
     words = [num.sub(' 0. ', o).split() for o in (a,b)]
     for o,p in zip_longest(*words, fillvalue=''):
         if o!=p: return f'`{o}` is now `{p}`'
