@@ -271,7 +271,7 @@ def ratios(res):
     "The figures that hold on other machines, too, as far as `res` has what they need"
     out = {}
     for k,(*_,f) in targets.items():
-        with suppress(KeyError): out[k] = f(res)
+        with suppress(KeyError,TypeError): out[k] = f(res) # or it has those of older code
     return out
 
 # a fifth of a difference near 0 says nothing: by how much these may be worse
