@@ -64,8 +64,8 @@ clean: ## Remove what make made, but not runs/, where your trainings are
 	rm -rf .venv .venv-lowest _docs _proc build dist *.egg-info
 
 .venv/made: settings.ini setup.py pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,11))' || \
-	  { echo 'This needs Python 3.11 or newer, and $(PYTHON) is older or missing: try make PYTHON=python3.12'; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3,11,4))' || \
+	  { echo 'This needs Python 3.11.4 or newer, and $(PYTHON) is older or missing: try make PYTHON=python3.12'; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(bin)/pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -175,6 +175,12 @@ def passive(path):
     env = dict(OMP_WAIT_POLICY='PASSIVE')
     return {o: fit(o, path, 4, env)['epochs'] for o in ('ours','pytorch')}
 
+def threads(path, counts=(0,1,2)):
+    "Median seconds of an epoch on decoded images, by the threads that make the batches"
+    secs = [o['secs'] for o in run('threads', path=path)[0]]
+    n = len(counts)
+    return {k: median(secs[i+n::n]) for i,k in enumerate(counts)} # the first round decodes
+
 def kept(path):
     "The run if the memory of freed tensors stays with the process, without our help"
     names = 'MALLOC_TRIM_THRESHOLD_','MALLOC_MMAP_THRESHOLD_'
@@ -377,7 +383,8 @@ print(book_data())"""
                  disk=lambda: disk(path, rounds), tries=lambda: tries(path, rounds),
                  workers=lambda: workers(path, rounds),
                  fit=lambda: fits(path, epochs), bf16=lambda: bf16(path, epochs),
-                 passive=lambda: passive(path), kept=lambda: kept(path),
+                 passive=lambda: passive(path), threads=lambda: threads(path),
+                 kept=lambda: kept(path),
                  growth=lambda: growth(path),
                  files=lambda: listed(path, n_files), start=start,
                  scaling=lambda: script('scaling', folder),

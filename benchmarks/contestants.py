@@ -285,6 +285,18 @@ def pulse(path, n=2000):
     decode_all(fns, False)
     report(n=n)
 
+def threads(path, counts=(0,1,2), rounds=8):
+    "Epochs on decoded images whose batches are made by none, one or two threads, in turn"
+    from learner_from_scratch.callbacks import Callback
+    class Turn(Callback):
+        order = -90
+        def before_epoch(self):
+            n = counts[self.epoch%len(counts)]
+            for dl in self.dls.train,self.dls.valid: dl.n_workers = n
+    *_,f = once(path, extra=[Turn()])
+    report()
+    f(rounds*len(counts))
+
 def links(path, d, n):
     "`n` links in `d` to the images of `path`: four to train on for each to validate with"
     for split,k in ('train',n-n//5),('val',n//5):

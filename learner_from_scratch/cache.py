@@ -305,6 +305,7 @@ def reuse_memory()->bool: # Could it be set? On Linux, with the usual C library
     with suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         trim_threshold,mmap_threshold,arena_max = -1,-3,-8 # as in malloc.h
-        large = mallopt(trim_threshold, 2**30) and mallopt(mmap_threshold, 2**30)
-        return bool(large and mallopt(arena_max, 1))
+        # older C libraries take 32 MB at most
+        large = mallopt(mmap_threshold, 2**30) or mallopt(mmap_threshold, 2**25)
+        return bool(large and mallopt(trim_threshold, 2**30) and mallopt(arena_max, 1))
     return False

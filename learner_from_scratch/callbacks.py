@@ -395,9 +395,9 @@ class GradientAccumulation(Callback):
         if self.model.training: self.opt.zero_grad()
 
     def after_loss(self):
-        if not self.model.training: return
-        loss,bs = self.loss.detach(),len(self.batch[1])
-        if loss.isfinite(): self.learner.loss = loss + (self.loss-loss)*bs
+        if not self.model.training or not self.loss.isfinite(): return
+        mean,bs = self.loss.detach(),len(self.batch[1])
+        self.learner.loss = mean + (self.loss-mean)*bs
 
     def after_backward(self):
         self.items += len(self.batch[1])

@@ -93,10 +93,13 @@ def load_weights(
 def load_model(
     model:Callable, # Our `Module` or PyTorch's
     path, # A file that `save_model` wrote
-    strict:bool=True, # Raise an error unless names and shapes are those of the model?
+    strict:bool=True, # Raise an error unless names and shapes fit, or load what fits?
 ): # `model`
     "Load the weights of `model`"
     weights,_ = load_weights(path)
+    if not strict: # PyTorch's modules would refuse another shape even so
+        own = model.state_dict()
+        weights = {k:v for k,v in weights.items() if k in own and own[k].shape==v.shape}
     try: model.load_state_dict(weights, strict)
     except (RuntimeError,ValueError) as e: raise ValueError(f'{path}: {e}') from e
     return model
@@ -395,11 +398,11 @@ def _check_groups(groups):
 # %% ../nbs/12_checkpoint.ipynb #439e57a7
 #| code-fold: true
 def _try_step(model, opt):
-    with suppress(torch.cuda.OutOfMemoryError):
-        model,opt = deepcopy((model, opt))
-        for p in model.parameters():
-            if p.requires_grad: p.grad = torch.zeros_like(p)
-        opt.step()
+    try: model,opt = deepcopy((model, opt))
+    except RuntimeError: return # no memory left, or a module that can't be copied
+    for p in model.parameters():
+        if p.requires_grad: p.grad = torch.zeros_like(p)
+    with suppress(torch.cuda.OutOfMemoryError): opt.step()
 
 # %% ../nbs/12_checkpoint.ipynb #7f0118be
 #| code-fold: true

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['printable', 'told', 'short_warnings', 'one_line', 'no_interrupt', 'skip_hint', 'check_there', 'check_writable',
-           'check_asked', 'lfs_train', 'find_images', 'answer', 'answer_line', 'answer_table', 'save_answers',
-           'answer_all', 'predict_args', 'lfs_predict', 'lfs_find', 'lfs_export', 'lfs_empty']
+           'check_asked', 'share_or_column', 'lfs_train', 'find_images', 'answer', 'answer_line', 'answer_table',
+           'save_answers', 'answer_all', 'predict_args', 'lfs_predict', 'lfs_find', 'lfs_export', 'lfs_empty']
 
 # %% ../nbs/39_cli.ipynb #7c243d95
 import argparse,csv,json,signal,sys,warnings
@@ -108,6 +108,14 @@ def check_asked(
     lr = asked.get('lr', 1)
     if not lr>0: raise ValueError(f'`lr` must be greater than 0, got {lr}')
 
+# %% ../nbs/39_cli.ipynb #d8caefed
+def share_or_column(
+    split:str, # Option `split`, or `None`
+): # A float, or `split` itself
+    "What `split` means: a share of the images if it is a number, else a column"
+    try: return float(split)
+    except (TypeError,ValueError): return split
+
 # %% ../nbs/39_cli.ipynb #f31c197a
 @call_parse
 def lfs_train(
@@ -121,7 +129,7 @@ def lfs_train(
     opt:str=None, # Optimizer: adamw (default), sgd, momentum or muon
     finetune:str=None, # A model.safetensors to begin with, for these or other classes
     labels:str=None, # A CSV file of image files and labels; by default folders are classes
-    split:str=None, # Column of that file that says which images to validate with
+    split:str=None, # Column of that file with the images to validate with, or their share
     bf16:bool=False, # Compute in bfloat16? Faster where the processor has it
     cache:bool=False, # Keep decoded images on the disk, for the next run?
     seed:int=None, # For weights, order and split; by default 42
@@ -132,7 +140,8 @@ def lfs_train(
 ):
     "Train on an image folder; save the model, the table, pictures and a report"
     asked = dict(epochs=epochs, lr=lr, bs=bs, size=size, arch=arch, aug=aug, opt=opt,
-                 finetune=finetune, labels=labels, split=split, bf16=bf16 or None, seed=seed,
+                 finetune=finetune, labels=labels, split=share_or_column(split), seed=seed,
+                 bf16=bf16 or None,
                  cache=cache or None, on_error='skip' if skip else None)
     asked = {k:v for k,v in asked.items() if v is not None}
     with one_line('lfs_train'), skip_hint():
@@ -195,7 +204,8 @@ def answer_table(
     k = max((len(o['labels']) for o in answers), default=1)
     head = [n for i in range(1, k+1) for n in (f'label{i}',f'probability{i}')]
     rows = [[o['file'], *[v for pair in o['labels'] for v in pair]] for o in answers]
-    return [['file',*head], *rows]
+    full = [row + ['']*(1+2*k-len(row)) for row in rows]
+    return [['file',*head], *full]
 
 # %% ../nbs/39_cli.ipynb #4ae7f29a
 def save_answers(
@@ -272,7 +282,7 @@ def lfs_predict(
 def lfs_find(
     folder:str, # Image folder, as for lfs_train
     labels:str=None, # A CSV file of image files and labels, as for lfs_train
-    split:str=None, # Column of that file, as for lfs_train
+    split:str=None, # Column of that file, or a share, as for lfs_train
     bs:int=None, # Batch size; by default 64, and less for small folders
     size:int=64, # Side of the images, in pixels
     arch:str='small_resnet', # Network, as for lfs_train
@@ -288,7 +298,7 @@ def lfs_find(
         with no_interrupt(): from learner_from_scratch import runs
         bad = 'skip' if skip else 'raise'
         kwargs = dict(bs=bs, size=size, arch=arch, opt=opt, on_error=bad)
-        learn = runs.folder_learner(folder, labels, split, **kwargs)
+        learn = runs.folder_learner(folder, labels, share_or_column(split), **kwargs)
         sugg = learn.lr_find()
         runs.save_figure(out)
         rates = f'valley {sugg.valley:.2g}, steepest {sugg.steep:.2g}'

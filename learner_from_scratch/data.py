@@ -211,8 +211,11 @@ def in_threads(
 ): # The results, in the order of `chunks`
     "`map(f, chunks)`, `n_workers` chunks ahead; an error waits some 3 s for its turn"
     if n_workers<1: raise ValueError(f'`n_workers` must be at least 1, got {n_workers}')
-    chunks,pid,state = enumerate(chunks),os.getpid(),NS(stop=False)
-    todo,notes,ahead,done,errors = SimpleQueue(),SimpleQueue(),deque(),{},{}
+    numbered,pid = enumerate(chunks),os.getpid()
+    state = NS(stop=False) # of fastcore: an object with attributes
+    todo,notes = SimpleQueue(),SimpleQueue()
+    ahead = deque()
+    done,errors = {},{}
     started,ended = [],[] # threads
     def n_alive(): return len(started)-len(ended)
     def work():
@@ -233,7 +236,7 @@ def in_threads(
         start = time.monotonic()
         while True:
             if os.getpid()!=pid: raise RuntimeError('no threads after a fork: begin a new pass')
-            for i,o in islice(chunks, n_workers+1-len(ahead)):
+            for i,o in islice(numbered, n_workers+1-len(ahead)):
                 ahead.append(i)
                 todo.put((i,Chunk(o, state)))
             if not ahead: break
@@ -287,8 +290,8 @@ def _rgb(im):
     if im.mode=='F' or (im.mode,im.format)==('I','TIFF'):
         raise ValueError(f'pixels of mode {im.mode} have no agreed range')
     if im.mode[0]=='I' and im.format=='TIFF':
-        bits,black = im.tag_v2.get(258),im.tag_v2.get(262) # black is 0 if this is 1
-        if (bits,black)!=((16,),1): raise ValueError('grey of 12 bits, or with 0 for white')
+        bits,kind = im.tag_v2.get(258),im.tag_v2.get(262) # the kind 1 has 0 for black
+        if (bits,kind)!=((16,),1): raise ValueError('grey of 12 bits, or with 0 for white')
     if im.mode[0]=='I': im = im.convert('I').point(lambda o: o/256).convert('L')
     if im.has_transparency_data:
         white = Image.new('RGBA', im.size, 'white')
@@ -317,7 +320,8 @@ def _mend_key(im):
     if im.format!='PNG' or 'transparency' not in im.info: return
     raw = im.tile[0][3] # what is stored; 'L;2' is grey of 2 bits
     if '16' in raw: raise ValueError('16 bits with a transparent colour')
-    im.info['transparency'] *= {'L;2':85, 'L;4':17}.get(raw, 1)
+    factors = {'L;2':255//3, 'L;4':255//15} # 2 bits end at 3, and 4 bits at 15
+    im.info['transparency'] *= factors.get(raw, 1)
 
 # %% ../nbs/01_data.ipynb #3ef03b7b
 def _draft(im, size):

@@ -159,7 +159,7 @@ def check_alike(
 
 # %% ../nbs/14_distributed.ipynb #9a780e3b
 class DistributedCB(Callback):
-    "Train as one process would with the batches of all ranks; needs `distrib_ctx`"
+    "Sum the gradients of all ranks, as if one process had all batches; needs `distrib_ctx`"
     order,keep = -10,('items',)
     def __init__(self,
         mb:float=25, # Size of the buckets in which gradients travel, in megabytes

@@ -293,7 +293,8 @@ def transformed(self:Predictor,
     im:Image.Image, # In RGB
 )->Tensor: # Of `shape`, if that is known
     "What `transform` makes of `im`; raises `ValueError` if it has another shape than others"
-    x = self.transform(im)
+    grey = self.shape is not None and self.shape[0]==1
+    x = self.transform(im.convert('L') if grey else im)
     if self.shape in (None,x.shape): return x
     got,want = tuple(x.shape),tuple(self.shape)
     raise ValueError(f'`transform` makes {got} of it, and not {want}: let it resize')

@@ -31,6 +31,7 @@ class WholeSet(GetAttr):
         f, # From predictions `(n, ...)` and targets `(n, ...)` to a number
         name:str=None, # Of the column; by default that of `f`
     ):
+        check_metric(f)
         self.f,self.__name__ = f,name or getattr(f, '__name__', type(f).__name__)
     def __call__(self, preds, targs): return self.f(preds, targs)
 

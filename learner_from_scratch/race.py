@@ -134,16 +134,19 @@ def muon(
     return Together(Muon(filters, lr, rounds=3), adamw(rest, lr/4))
 
 # %% ../nbs/26_race.ipynb #108463fb
-def has_bf16()->bool:
-    "Does this machine multiply in bfloat16, as far as we know?"
-    if torch.cuda.is_available(): return torch.cuda.get_device_capability()>=(8,0)
+def has_bf16(
+    device=None, # Where a `Learner` trains; by default `default_device()`
+)->bool:
+    "Does `device` multiply in bfloat16, as far as we know?"
+    kind = torch.device(device or default_device()).type
+    if kind=='cuda': return torch.cuda.get_device_capability(device)>=(8,0)
     names = '_is_avx512_bf16_supported','_is_amx_tile_supported'
     asked = [getattr(torch.cpu, o, lambda: False) for o in names]
     return any(f() for f in asked)
 
 def half_width()->Callback:
     "`MixedPrecision` on a processor that has bfloat16, else a callback that does nothing"
-    return MixedPrecision() if has_bf16() else Callback()
+    return MixedPrecision() if has_bf16('cpu') else Callback()
 
 # %% ../nbs/26_race.ipynb #5a3e43bc
 def race_steps()->dict: # Recipes by name

@@ -7,11 +7,12 @@ __all__ = ['archs', 'augs', 'opts', 'usual_lrs', 'kinds', 'tuned_network', 'chec
            'image_folder', 'check_labels', 'table_file', 'tell_skipped', 'folder_datasets', 'folder_loaders', 'no_aug',
            'flip_aug', 'full_aug', 'decayed', 'muon_adamw', 'check_numbers', 'usual_epochs', 'tell_bf16',
            'folder_learner', 'run_folder', 'check_place', 'save_settings', 'load_settings', 'run_settings',
-           'old_options', 'note_settings', 'checkpoints', 'check_state', 'check_settings', 'begin_run', 'enough_memory',
-           'fit_run', 'save_figure', 'save_results', 'predict_command', 'can_go_on', 'finish_run', 'train_folder']
+           'old_options', 'note_settings', 'checkpoints', 'check_state', 'check_settings', 'set_aside', 'begin_run',
+           'enough_memory', 'fit_run', 'save_figure', 'save_results', 'predict_command', 'can_go_on', 'finish_run',
+           'train_folder']
 
 # %% ../nbs/38_runs.ipynb #18b00004
-import json,math
+import json,math,shutil
 import torch
 from contextlib import contextmanager
 from functools import partial
@@ -140,10 +141,12 @@ def tell_skipped(
 def folder_datasets(
     path:Path, # Image folder
     labels:Path=None, # A table, as for `table_file`; by default folders are classes
-    split:str=None, # Column of the table that says which images to validate with
+    split=None, # Column of the table that says which images to validate with, or their share
     **kwargs, # For `labeled_datasets`
 )->tuple[Images,Images]: # To train on and to validate with
     "The images of a folder in two parts, with one vocabulary; prints what there is"
+    if split is not None and not isinstance(split, (str,float)):
+        raise ValueError(f'`split` must be a column of the table, or a share, got {split!r}')
     if labels: labels = table_file(labels, path)
     train,valid = labeled_datasets(path, labels, split, **kwargs)
     check_labels(train.vocab, path)
@@ -245,7 +248,7 @@ def tell_bf16(
 def folder_learner(
     path:Path, # Image folder; `shapes` draws one if there is none
     labels:Path=None, # A table, as for `folder_datasets`; by default folders are classes
-    split:str=None, # Column of the table that says which images to validate with
+    split=None, # Column of the table that says which images to validate with, or their share
     lr:float=None, # Highest learning rate; by default that of `usual_lrs`
     bs:int=None, # Batch size; by default as `usual_bs` says
     size:int=None, # Side of the images, in pixels; by default 64, or that of `finetune`
@@ -345,7 +348,7 @@ def run_settings(
 
 # %% ../nbs/38_runs.ipynb #403f505d
 kinds = dict(epochs=int, lr=float, bs=int, size=int, arch=str, aug=str, opt=str,
-             finetune=str|None, labels=str|None, split=str|None, bf16=bool, seed=int,
+             finetune=str|None, labels=str|None, split=str|float|None, bf16=bool, seed=int,
              on_error=str, cache=bool|None, stats=list)
 
 # %% ../nbs/38_runs.ipynb #8960452e
@@ -393,7 +396,8 @@ def check_state(
     if model.exists() and not (state or force):
         raise ValueError(f'{model} is there already: --force replaces it, '
                          'or choose another --out')
-    if resume or force or state=='failed': return
+    if force or state=='failed': return
+    if resume and checkpoints(out): return
     if state=='done':
         raise ValueError(f'{out} has a finished training: --force replaces it, '
                          'or choose another --out')
@@ -416,6 +420,21 @@ def check_settings(
         begun = f'{k} {was.get(k)}, and not {settings[k]}'
         raise ValueError(f'{out} was begun with {begun}: choose another --out')
 
+# %% ../nbs/38_runs.ipynb #fbda7a9f
+_results = ['model.safetensors','log.csv','report.html','settings.json',
+            'curves.png','confusion.png','worst.png']
+
+def set_aside(
+    out:Path, # Folder of the run
+):
+    "Move the results of a finished training to the folder `before` in `out`"
+    if not (out/'model.safetensors').exists(): return
+    old = [out/o for o in _results if (out/o).exists()]
+    with whole(out/'before') as tmp:
+        tmp.mkdir()
+        for o in old: shutil.copy2(o, tmp)
+    for o in old: o.unlink()
+
 # %% ../nbs/38_runs.ipynb #5b1f60i2
 def begin_run(
     out:Path, # Folder of the run
@@ -430,6 +449,7 @@ def begin_run(
     if resume and not old: print('Nothing to go on with: a new training')
     if not resume:
         for o in old: o.unlink()
+    if not (resume and old): set_aside(out)
     save_settings(out, settings, 'training')
 
 # %% ../nbs/38_runs.ipynb #18b0003b

@@ -178,6 +178,8 @@ def image_learner(
     loss_func:Callable=None, # By default that of the task
     cbs=None, # More callbacks
     opt_func:Callable=AdamW, # From parameters and learning rate to an optimizer
+    stats:list=None, # Means and deviations for `Normalize`; by default those of some images
+    device=None, # Where to train, such as `cuda:1`; by default `default_device()`
 )->ImageLearner:
     "A learner with all that its data ask for"
     ds,task = data_of(dls.train),of_data(dls.train, 'task', default=one_label)
@@ -185,8 +187,9 @@ def image_learner(
     if of_data(dls.train, 'channels')==1: arch = grey(arch)
     model = arch(len(vocab_of(dls.train)))
     task.begin(model, ds.y)
-    norm = Normalize(image_stats(ds))
-    setup = [SetupLearnerCB(tfm=partial(tfm_x, norm=norm)), CheckOutputs()]
+    if stats: check_stats(stats, of_data(dls.train, 'channels', default=3))
+    norm = Normalize(stats or image_stats(ds))
+    setup = [SetupLearnerCB(device, partial(tfm_x, norm=norm)), CheckOutputs()]
     if getattr(dls, 'aug', None): setup.append(Augment(*dls.aug))
     table = Recorder(*L(metrics or task.metrics))
     cbs = [*setup,table,*L(cbs)]

@@ -399,3 +399,25 @@ def test_old_files(tmp_path):
     pred = Predictor.load(fn)
     assert (type(pred.task),pred.channels,pred.resize) == (OneLabel,3,'squeeze')
     assert check_meta(good, dict(simple_cnn=simple_cnn)).keys() > good.keys()
+
+class Greys(torch_data.Dataset):
+    "As torchvision's MNIST: grey images, a transform that keeps one channel"
+    classes = ['black','white']
+    def __init__(self, transform): self.transform = transform
+    def __len__(self): return 8
+    def __getitem__(self, i): return self.transform(Image.new('L', (9,8), 255*(i%2))),i%2
+
+def one_channel(im): return torch.from_numpy(np.array(im)).view(-1,8,9)/255
+
+def test_grey_data_of_torch():
+    "Any image is asked about as the data set has them"
+    nn = torch.nn
+    net = nn.Sequential(nn.Conv2d(1,4,3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                        nn.Linear(4,2))
+    dls = DataLoaders(*[torch_data.DataLoader(Greys(one_channel), 4) for _ in range(2)])
+    learn = Learner(net, dls, cross_entropy, .1, SetupLearnerCB('cpu', tfm=lambda xb: xb))
+    learn.fit(1)
+    probs,_ = learn.get_preds()
+    for i,colour in enumerate(Greys.classes):
+        got = learn.predict(Image.new('RGB', (9,8), colour))
+        assert torch.allclose(got.probs, probs[i], atol=1e-5)

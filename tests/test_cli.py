@@ -422,12 +422,41 @@ def test_clock(shapes, run):
     assert ckpts(run)==before
 
 def test_done_may_be_replaced(shapes, run):
-    "If somebody says so, whatever the times of its files"
+    "If somebody says so, whatever the times of its files; nothing of it is lost"
     for o in run.glob('model*'): os.utime(o, (0,0))
+    old = {o.name: o.read_bytes() for o in run.iterdir() if o.is_file()}
     assert '--force' in refused(train, str(shapes), out=run, seed=1)
     assert settings(run)['seed']==42
     train(str(shapes), out=run, seed=1, force=True)
     assert settings(run)['seed']==1 and settings(run)['state']=='done'
+    kept = {o.name: o.read_bytes() for o in (run/'before').iterdir()}
+    assert len(kept)==7 and all(old[k]==v for k,v in kept.items())
+
+def test_interrupted_replacement(shapes, run, monkeypatch):
+    "No model of one training lies beside the settings of another"
+    from learner_from_scratch import runs
+    def cat(*_): raise KeyboardInterrupt
+    monkeypatch.setattr(runs, 'fit_run', cat)
+    with pytest.raises(SystemExit): train(str(shapes), out=run, seed=1, force=True)
+    assert settings(run)['seed']==1 and not [*run.glob('model*'),*run.glob('*.png')]
+    assert settings(run/'before')['seed']==42
+
+def test_done_without_checkpoints(shapes, run):
+    "There is nothing to go on with, and a model to lose"
+    shutil.rmtree(run/'checkpoints')
+    assert '--force' in refused(train, str(shapes), out=run, seed=1, resume=True)
+    assert settings(run)['seed']==42
+
+def test_share_to_validate(shapes, tmp_path):
+    "A run with a share goes on, and the command takes one"
+    out,images = tmp_path/'run',shapes/'train'
+    train(str(images), out=out, split=0.5, epochs=1)
+    assert settings(out)['split']==0.5
+    save_settings(out, state='training')
+    lfs_train(str(images), out=out, resume=True)
+    lfs_train(str(images), out=tmp_path/'again', split='0.5', epochs=1, size=32)
+    assert settings(tmp_path/'again')['split']==0.5
+    assert '`split`' in refused(train, str(images), out=tmp_path/'c', split=[images])
 
 def test_failed_start(shapes, run, tmp_path, monkeypatch):
     "A start that fails leaves no checkpoints of an older run to go on with"
@@ -495,7 +524,7 @@ def test_nan_leaves_the_place(shapes, run):
 
 @pytest.mark.parametrize('n', range(3))
 def test_full_disk(n, shapes, run, monkeypatch):
-    "Pictures are whole or the old ones, and the run can be finished"
+    "Pictures are whole or not there, and the run can be finished"
     old = {o.name: o.read_bytes() for o in run.glob('*.png')}
     savefig,calls = plt.savefig,[]
     def full(fn, **kw):
@@ -508,7 +537,7 @@ def test_full_disk(n, shapes, run, monkeypatch):
         assert 'No space' in refused(train, str(shapes), seed=1, out=run, force=True)
     plt.close('all')
     new = {o.name: o.read_bytes() for o in run.glob('*.png')}
-    assert sum(new[k]!=old[k] for k in old)==n
+    assert len(new)==n and all(new[k]!=old[k] for k in new)
     assert settings(run)['state']=='training' and not [*run.glob('.*part')]
     lfs_train(str(shapes), out=run, resume=True)
     assert settings(run)['state']=='done' and settings(run)['seed']==1

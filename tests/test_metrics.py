@@ -61,7 +61,7 @@ def test_scikit_learn():
     want = sk.roc_auc_score(y, two.softmax(1)[:,1])
     assert row(auc, scores=two, targs=y)==pytest.approx([want])
 
-@pytest.mark.parametrize('how', [noop, partial])
+@pytest.mark.parametrize('how', [noop, partial, WholeSet])
 def test_bare_scikit_learn(how):
     "It takes the targets first"
     sk = pytest.importorskip('sklearn.metrics')

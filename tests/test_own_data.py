@@ -237,3 +237,13 @@ def test_no_name_acts_on_a_terminal(tmp_path, capsys):
         DataLoaders.from_folder(path, size=16)
     out = capsys.readouterr().out+''.join(str(o.message) for o in seen)
     assert '\x1b' not in out and r"'\x1b[2J' 3" in out and r'\x1b[3jx' in out.lower()
+
+def test_statistics_and_device_may_be_chosen(tmp_path):
+    "As a pretrained network wants them, checked before anything is made"
+    dls = DataLoaders.from_folder(draw_shapes(tmp_path/'shapes', 40, 20), size=8)
+    stats = [[.4]*3,[.2]*3]
+    learn = image_learner(dls, simple_cnn, stats=stats, device='cpu')
+    learn.fit(1)
+    assert np.allclose(learn.predictor().stats, stats)
+    for bad in [[.4],[.2]],[[.4]*3,[0]*3]:
+        with pytest.raises(ValueError, match='must be 3'): image_learner(dls, stats=bad)
