@@ -197,10 +197,10 @@ def once(path, **kw):
             fit(n)
     return *dls, decode_and_fit
 
-def bf16(path):
-    "The same, computed in bfloat16"
+def bf16(path, how='once', **kw):
+    "The run of `once`, or another of ours, computed in bfloat16"
     from learner_from_scratch.callbacks import MixedPrecision
-    return once(path, extra=[MixedPrecision()])
+    return contestants[how](path, extra=[MixedPrecision()], **kw)
 
 def chapter(path):
     "The same with the chapter's `Learner`"
@@ -250,9 +250,9 @@ def again(path, disk, how=None):
     report(step='search')
     report(step='batches', n=sum(len(yb) for _,yb in DataLoader(train, bs, True, n_workers)))
 
-def fit(name, path, n_epochs):
+def fit(name, path, n_epochs, **kw):
     "Seconds and accuracy of each epoch"
-    f = contestants[name](path)[2]
+    f = contestants[name](path, **kw)[2]
     report()
     f(n_epochs)
 
