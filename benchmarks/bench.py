@@ -163,18 +163,6 @@ def bf16(path, epochs):
     return {k: dict(secs=median(r[k]['secs'] for r in rounds),
                     accs=[r[k]['acc'] for r in rounds]) for k in names}
 
-# arguments of `contestants.bf16`, and the environment
-narrow_ways = {'as it is': ({},{}), 'decoded while it computes': (dict(how='fast'),{}),
-               'batches without threads': (dict(workers=0),{}),
-               'threads that wait asleep': ({},dict(OMP_WAIT_POLICY='PASSIVE'))}
-
-def narrow(path, epochs, rounds):
-    "Seconds of the run in bfloat16 that does one thing in another way"
-    def one(k):
-        kw,env = narrow_ways[k]
-        return dict(secs=fit('bf16', path, epochs, env, **kw)['secs'])
-    return {k: o['secs'] for k,o in in_turn(one, narrow_ways, rounds).items()}
-
 def growth(path):
     "Seconds of a pass through more images, and peaks with a cache for half of them"
     half = len(list(Path(path).glob('train/*/*'))) * 64*64*3 // 2
@@ -189,9 +177,11 @@ def passive(path):
 
 def threads(path, counts=(0,1,2)):
     "Median seconds of an epoch on decoded images, by the threads that make the batches"
-    secs = [o['secs'] for o in run('threads', path=path)[0]]
-    n = len(counts)
-    return {k: median(secs[i+n::n]) for i,k in enumerate(counts)} # the first round decodes
+    def one(name):
+        secs = [o['secs'] for o in run('threads', name=name, path=path)[0]]
+        n = len(counts)
+        return {k: median(secs[i+n::n]) for i,k in enumerate(counts)} # the first round decodes
+    return {k: one(k) for k in ('once','bf16')}
 
 def kept(path):
     "The run if the memory of freed tensors stays with the process, without our help"
@@ -395,7 +385,6 @@ print(book_data())"""
                  disk=lambda: disk(path, rounds), tries=lambda: tries(path, rounds),
                  workers=lambda: workers(path, rounds),
                  fit=lambda: fits(path, epochs), bf16=lambda: bf16(path, epochs),
-                 narrow=lambda: narrow(path, epochs, rounds),
                  passive=lambda: passive(path), threads=lambda: threads(path),
                  kept=lambda: kept(path),
                  growth=lambda: growth(path),

@@ -187,20 +187,20 @@ def fast(path, **kw):
     from learner_from_scratch.cache import FastDataset
     return ours(path, kind=FastDataset, **kw)
 
-def once(path, **kw):
-    "The same, all decoded before the first epoch, into a file"
+def once(path, workers=0, **kw):
+    "The same, all decoded before the first epoch, into a file; no thread makes the batches"
     from learner_from_scratch.cache import decode_once
-    *dls,fit = fast(path, **kw)
+    *dls,fit = fast(path, workers=workers, **kw)
     def decode_and_fit(n):
         with TemporaryDirectory() as d:
             for dl in dls: decode_once(dl.ds, d)
             fit(n)
     return *dls, decode_and_fit
 
-def bf16(path, how='once', **kw):
-    "The run of `once`, or another of ours, computed in bfloat16"
+def bf16(path, extra=()):
+    "The same, computed in bfloat16"
     from learner_from_scratch.callbacks import MixedPrecision
-    return contestants[how](path, extra=[MixedPrecision()], **kw)
+    return once(path, extra=[MixedPrecision(), *extra])
 
 def chapter(path):
     "The same with the chapter's `Learner`"
@@ -250,9 +250,9 @@ def again(path, disk, how=None):
     report(step='search')
     report(step='batches', n=sum(len(yb) for _,yb in DataLoader(train, bs, True, n_workers)))
 
-def fit(name, path, n_epochs, **kw):
+def fit(name, path, n_epochs):
     "Seconds and accuracy of each epoch"
-    f = contestants[name](path, **kw)[2]
+    f = contestants[name](path)[2]
     report()
     f(n_epochs)
 
@@ -285,7 +285,7 @@ def pulse(path, n=2000):
     decode_all(fns, False)
     report(n=n)
 
-def threads(path, counts=(0,1,2), rounds=8):
+def threads(name, path, counts=(0,1,2), rounds=8):
     "Epochs on decoded images whose batches are made by none, one or two threads, in turn"
     from learner_from_scratch.callbacks import Callback
     class Turn(Callback):
@@ -293,7 +293,7 @@ def threads(path, counts=(0,1,2), rounds=8):
         def before_epoch(self):
             n = counts[self.epoch%len(counts)]
             for dl in self.dls.train,self.dls.valid: dl.n_workers = n
-    *_,f = once(path, extra=[Turn()])
+    f = contestants[name](path, extra=[Turn()])[2]
     report()
     f(rounds*len(counts))
 

@@ -24,9 +24,9 @@ wants = dict(
     first={'notes','pytorch','ours','fast'}, disk={'pytorch','again','memory','built_secs'},
     tries={*bench.ways}, files={'n','secs','bytes','labeled'},
     fit={'notes','pytorch','chapter','ours','fast','once'},
-    bf16={'once','bf16','pytorch'}, narrow={*bench.narrow_ways}, start={'help','torch','all'},
+    bf16={'once','bf16','pytorch'}, start={'help','torch','all'},
     workers={'ours 1','ours 2','ours 4','fast 1','fast 2','fast 4','spawned'},
-    passive={'ours','pytorch'}, threads={'0','1','2'}, kept={'chapter','pytorch'},
+    passive={'ours','pytorch'}, threads={'once','bf16'}, kept={'chapter','pytorch'},
     growth={'times','peaks'})
 
 def measured(names, path, fname):
@@ -50,7 +50,7 @@ slow = pytest.mark.skipif(not_chosen, reason='choose it with -k slow')
 
 @slow
 @pytest.mark.parametrize('names', ['workers,growth','fit','bf16,start','disk,tries',
-                                   'passive,kept', 'threads,narrow'])
+                                   'passive,kept', 'threads,files'])
 def test_slow_parts(names, path, tmp_path):
     "Two at a time, as each call has a part of its own that takes seconds"
     got,_ = measured(names, path, tmp_path/'res.json')
@@ -124,7 +124,7 @@ def test_check(path, tmp_path, monkeypatch):
     check(1.3)
     with pytest.raises(SystemExit, match='worse by more than a fifth: listing$'): check(1.1)
 
-no_parts = ('limits first disk tries workers fits bf16 narrow passive threads kept growth '
+no_parts = ('limits first disk tries workers fits bf16 passive threads kept growth '
             'listed start script')
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_run_of_all(quick, path, tmp_path, monkeypatch):
     bench.main(path=path, fname=fname)
     got = json.loads(fname.read_text())
     assert got['first']=={}
-    assert len(got['runs'])==16 and {o['commit'] for o in got['runs'].values()}=={1}
+    assert len(got['runs'])==15 and {o['commit'] for o in got['runs'].values()}=={1}
 
 def test_other_scripts(path, tmp_path, monkeypatch):
     "They write beside the figures, and nowhere if these are only checked"
