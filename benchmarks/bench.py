@@ -179,8 +179,8 @@ def threads(path, counts=(0,1,2)):
     "Median seconds of an epoch on decoded images, by the threads that make the batches"
     def one(name):
         secs = [o['secs'] for o in run('threads', name=name, path=path)[0]]
-        n = len(counts)
-        return {k: median(secs[i+n::n]) for i,k in enumerate(counts)} # the first round decodes
+        n = len(counts) # the first round decodes
+        return {k: median(secs[i+n::n]) for i,k in enumerate(counts)}
     return {k: one(k) for k in ('once','bf16')}
 
 def kept(path):

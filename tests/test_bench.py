@@ -198,6 +198,12 @@ def test_committed_figures_are_these():
     assert bench.rounded(bench.ratios(res))==res['ratios']
     assert res['targets']=={k: list(o[:3]) for k,o in bench.targets.items()}
 
+def test_spread():
+    "The committed ratios are some of those of all runs"
+    ratios = json.loads((root/'benchmarks/results.json').read_text())['ratios']
+    runs = json.loads((root/'benchmarks/spread.json').read_text()).values()
+    for k,v in ratios.items(): assert v in [o[k] for o in runs if k in o], k
+
 # --- the scripts with ranks ---
 def report(name, tmp_path, args):
     out = tmp_path/f'{name}.json'
