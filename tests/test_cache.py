@@ -500,3 +500,16 @@ def test_reuse_memory_elsewhere(monkeypatch):
     "Where the C library has no such setting, it says so"
     monkeypatch.setattr(ctypes, 'CDLL', lambda name: object())
     assert reuse_memory() is False
+
+@pytest.mark.parametrize('most,asked', [
+    (2**25, [(-3,2**30),(-3,2**25),(-1,2**30),(-8,1)]), (0, [(-3,2**30),(-3,2**25)])])
+def test_reuse_memory_of_an_older_library(most, asked, monkeypatch):
+    "It takes 32 MB where it takes no more; where it takes nothing, all stays as it was"
+    seen = []
+    class Old:
+        @staticmethod
+        def mallopt(k, v):
+            seen.append((k,v))
+            return int(k!=-3 or v<=most)
+    monkeypatch.setattr(ctypes, 'CDLL', lambda name: Old)
+    assert reuse_memory() is bool(most) and seen==asked

@@ -262,3 +262,25 @@ def test_every_optimizer_goes_on(name, tmp_path):
     calm = run(tmp_path/'calm')
     with pytest.raises(KeyboardInterrupt): run(tmp_path/'cut', stop=2)
     assert torch.equal(run(tmp_path/'cut', resume=True), calm)
+
+class Uncopied(nn.Linear):
+    def __deepcopy__(self, memo): raise RuntimeError('no copy of a tensor that has a graph')
+
+def test_model_that_cannot_be_copied(tmp_path):
+    "It goes on all the same; only the trial step is left out"
+    class Cat(Callback):
+        def before_batch(self):
+            if (self.epoch,self.num)==(1,2): raise KeyboardInterrupt
+    torch.manual_seed(0)
+    batches = [(torch.randn(4,2),torch.randint(3, (4,))) for _ in range(4)]
+    def fitted(seed, *cbs):
+        torch.manual_seed(seed)
+        learn = Learner(Uncopied(2,3), DataLoaders(batches, batches), cross_entropy, .1, cbs,
+                        torch.optim.Adam)
+        try: learn.fit(3)
+        except KeyboardInterrupt: pass
+        return learn.model.weight
+    calm = fitted(1)
+    killed = fitted(1, Checkpoint(tmp_path, every=1), Cat())
+    assert torch.equal(fitted(2, Checkpoint(tmp_path, every=1, resume=True)), calm)
+    assert not torch.equal(killed, calm)

@@ -88,3 +88,14 @@ def test_held_out(folder):
     files = set(get_image_files(folder/'shapes/train'))
     train,valid = research.images(folder/'shapes', True, False)
     assert set(train)|set(valid)==files and len(train)==80 and len(valid)==20
+
+def test_bf16_of_the_processor(monkeypatch):
+    "What a GPU can do says nothing of the processor that the race is on"
+    import torch
+    from learner_from_scratch import race
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device=None: (9,0))
+    for o in '_is_avx512_bf16_supported','_is_amx_tile_supported':
+        monkeypatch.setattr(torch.cpu, o, lambda: False, raising=False)
+    assert race.has_bf16() and not race.has_bf16('cpu')
+    assert type(race.half_width()) is race.Callback
