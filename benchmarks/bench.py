@@ -364,9 +364,9 @@ def write(fname, res):
     os.replace(part, fname)
 
 def known(old, parts):
-    "What `old` says of `parts`, others are measured no more, and the ratios of all runs"
+    "What `old` says of `parts`; others are measured no more"
     def of(o): return {k: v for k,v in o.items() if k in parts}
-    return dict(of(old), runs=of(old.get('runs', {})), spread=old.get('spread', {}))
+    return dict(of(old), runs=of(old.get('runs', {})))
 
 @call_parse
 def main(
@@ -407,8 +407,7 @@ print(book_data())"""
         sys.exit(f'no part is called {bad[0]}; there are {", ".join(parts)}')
     old = json.loads(fname.read_text()) if fname.exists() else {}
     if check and not old.get('ratios'): sys.exit(f'{fname} has no figures to compare with')
-    res = dict(runs={}, spread={}) if check else known(old, parts)
-    fresh = {}
+    res = dict(runs={}) if check else known(old, parts)
     res['targets'] = {k: o[:3] for k,o in targets.items()}
     where = about(path, simd) # now: what is written below is in git
     pulses = [pulse(path)] if names else []
@@ -419,8 +418,7 @@ print(book_data())"""
         if told: print(f'{o}: the machine was not quiet: {told}')
         res['runs'][o] = dict(where, noise=told)
         res = json.loads(json.dumps(rounded(res))) # numbers as keys become texts
-        res['ratios'],fresh[o] = rounded(ratios(res)),res[o]
-        res['spread'].setdefault(where['commit'], {}).update(rounded(ratios(fresh)))
+        res['ratios'] = rounded(ratios(res))
         if not check: write(fname, res)
     res['ratios'] = rounded(ratios(res))
     show(res['ratios'])

@@ -71,7 +71,7 @@ def torchvision(path, n_epochs, lr=3e-3, bs=64):
     model = resnet18(num_classes=10)
     opt = torch.optim.AdamW(model.parameters(), lr, weight_decay=.05)
     sched = OneCycleLR(opt, lr, epochs=n_epochs, steps_per_epoch=len(train), pct_start=.25)
-    bf16 = torch.autocast('cpu', torch.bfloat16) if has_bf16() else nullcontext()
+    bf16 = torch.autocast('cpu', torch.bfloat16) if has_bf16('cpu') else nullcontext()
     for _ in range(n_epochs):
         model.train()
         for xb,yb in train:
@@ -144,7 +144,8 @@ def about(path, held_out, quick):
 def machine():
     "What trains"
     return dict(cpus=os.cpu_count(), simd=torch.backends.cpu.get_cpu_capability(),
-                bf16=has_bf16(), threads=torch.get_num_threads(), system=platform.system())
+                bf16=has_bf16('cpu'), threads=torch.get_num_threads(),
+                system=platform.system())
 
 def load(fname, common):
     "What is in `fname`; it must have been found in the same way"
@@ -183,7 +184,8 @@ def missing(name, row, seeds):
 def add_run(res, fname, name, seed, where, common):
     "Train once, and write it down"
     print(name, 'seed', seed, flush=True)
-    got = run(name, *where[:1], seed, *where[1:])
+    path,held_out,quick = where
+    got = run(name, path, seed, held_out, quick)
     res['rows'][name]['runs'].append(dict(seed=seed, **got, **common))
     save(fname, res)
     print(f'  accuracy {got["accuracy"]:.4f} in {got["secs"]:.0f} s', flush=True)

@@ -195,7 +195,7 @@ def _mirror(xb):
 def tta(self:Learner,
     dl:Iterable=None, # Batches `(bs, h, w, 3)` or `(bs, 3, h, w)`; by default `dls.valid`
 )->tuple: # Probabilities `(n, classes)` and targets `(n,)`, on the CPU
-    "The mean of the predictions for each image and its mirror image"
+    "Mean prediction for each image and its mirror image; raises `ValueError` if `dl` shuffles"
     dl = self.dls.valid if dl is None else dl
     probs,targs = self.get_preds(dl)
     others,again = self.get_preds(MapBatches(dl, _mirror))

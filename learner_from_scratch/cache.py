@@ -121,9 +121,10 @@ def _some_pixels(ds, idxs):
     "The pixels of each of the images `idxs`; those that aren't kept are read together"
     keys = [ds.key(i) for i in idxs]
     found = {k: ds.decoded.get(k) for k in keys}
+    new = [k for k in keys if not found[k]]
+    # a generator: whoever stops the pass waits for one image, and not for all
     fns = (ds.fns[i] for i,k in zip(idxs, keys) if not found[k])
     ims = read_together(fns, ds.size)
-    new = [k for k in keys if not found[k]]
     for k,im in zip(new, ims): found[k] = ds.keep(k, im.tobytes())
     return [found[k] for k in keys]
 
@@ -208,7 +209,8 @@ class Stored(dict):
 
     def get(self, k):
         "The pixels of `k`, which is `(i, size)`, or None"
-        found,(i,size) = super().get(k),k
+        i,size = k
+        found = super().get(k)
         if found or size!=self.size: return found
         found = self.stored[i].tobytes()
         if crc32(found)==self.crcs[i]: return found
@@ -247,20 +249,27 @@ def _clear_up(folder):
         name = o.name[1:].partition('.npy.')[0]+'.npy'
         _tidy(folder/name, f'.{name}.{platform.node()}')
 
+def _stats(files):
+    "Size and time of those that are still there: another process may delete some"
+    res = {}
+    for o in files:
+        with suppress(FileNotFoundError): res[o] = o.stat()
+    return res
+
 def _make_room(folder, need, most):
     "Delete what wasn't used for the longest time: `need` bytes more fit in `most`, and the disk"
     used = {o.fn for o in _opened.values()}
-    sizes = {o: o.stat().st_size for o in _ours(folder, '.npy')}
-    kept = sum(n for o,n in sizes.items() if o in used)
-    total = sum(sizes.values())
+    found = _stats(_ours(folder, '.npy'))
+    kept = sum(s.st_size for o,s in found.items() if o in used)
+    total = sum(s.st_size for s in found.values())
     most = min(most, shutil.disk_usage(folder).free+total)
     if need+kept > most:
         raise OSError(errno.ENOSPC, f'{need/1e6:,.0f} MB are needed, of {(most-kept)/1e6:,.0f}')
-    old = [o for o in sizes if o not in used]
-    for o in sorted(old, key=lambda o: o.stat().st_mtime):
+    old = [o for o in found if o not in used]
+    for o in sorted(old, key=lambda o: found[o].st_mtime):
         if need+total <= most: break
         o.unlink(missing_ok=True)
-        total -= sizes[o]
+        total -= found[o].st_size
 
 # %% ../nbs/17_cache.ipynb #17c00040
 def decode_once(
@@ -293,11 +302,9 @@ def empty_cache(
     cache=None, # Folder; by default `cache_folder()`
 )->int: # Bytes
     "Delete all decoded images that `decode_once` has written; tells how many bytes they took"
-    n = 0
-    for o in _ours(Path(cache or cache_folder()), ''):
-        n += o.stat().st_size
-        o.unlink(missing_ok=True)
-    return n
+    found = _stats(_ours(Path(cache or cache_folder()), ''))
+    for o in found: o.unlink(missing_ok=True)
+    return sum(s.st_size for s in found.values())
 
 # %% ../nbs/17_cache.ipynb #bb3f34c6
 def reuse_memory()->bool: # Could it be set? On Linux, with the usual C library

@@ -147,7 +147,8 @@ def stage(self:Learner,
     except BaseException as e: errs.append(e)
     self.call_all(f'cleanup_{name}', errs)
     if self.interrupts: errs.append(self.interrupts.pop())
-    errs.sort(key=lambda e: isinstance(e, tuple(_cancels.values())))
+    cancels = tuple(_cancels.values())
+    errs.sort(key=lambda e: isinstance(e, cancels)) # errors come first: False is less
     for e in errs[1:]: errs[0].add_note(f'and in the clean-up: {e!r}')
     if errs: raise errs[0]
 
@@ -363,9 +364,9 @@ def is_cross_entropy(
 @patch
 def after_pred(self:SetupLearnerCB):
     "Raise `ValueError` if cross-entropy gets more outputs, or fewer, than there are classes"
+    if not (self.model.training and is_cross_entropy(self.loss_func)): return
     vocab = of_data(self.dls.train, 'vocab', 'classes')
-    if not self.model.training or vocab is None or self.preds.ndim!=2: return
-    if is_cross_entropy(self.loss_func): check_outputs(self.preds, vocab)
+    if vocab is not None and self.preds.ndim==2: check_outputs(self.preds, vocab)
 
 # %% ../nbs/10_callbacks.ipynb #35cfd50b
 class GradientClip(Callback):
@@ -382,7 +383,7 @@ class GradientClip(Callback):
 
 # %% ../nbs/10_callbacks.ipynb #a3647e9c
 class GradientAccumulation(Callback):
-    "Take a step every `n` batches, as if they were one"
+    "Take a step every `n` batches, as if they were one; raises `ValueError` for `n` below 1"
     order,keep = -20,('items',)
     def __init__(self,
         n:int, # Batches for each step, at least 1

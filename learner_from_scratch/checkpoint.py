@@ -95,7 +95,7 @@ def load_model(
     path, # A file that `save_model` wrote
     strict:bool=True, # Raise an error unless names and shapes fit, or load what fits?
 ): # `model`
-    "Load the weights of `model`"
+    "Load the weights of `model`; raises `ValueError` with the file's name if they don't fit"
     weights,_ = load_weights(path)
     if not strict: # PyTorch's modules would refuse another shape even so
         own = model.state_dict()
@@ -186,7 +186,7 @@ def load_state(self:Callback,
     numbers = [float(o) for mean in means for o in mean]
     if len(numbers)!=2*len(means): raise ValueError(f'{self!r} has means that are none')
     for k,v in kept.items(): setattr(self, k, _placed(v, own[k]))
-    for m,(total,n) in zip(self.means, means): m.sum,m.n = total,n
+    for m,(total,n) in zip(self.means, means): m.sum,m.n = float(total),n
 
 # %% ../nbs/12_checkpoint.ipynb #aa7374fa
 @patch
@@ -264,13 +264,14 @@ class Checkpoint(Callback):
         if n<1: raise ValueError(f'`n` must be at least 1, got {n}')
         store_attr()
         self.path,self.saved,self.stack = Path(path),None,ExitStack()
-        self.finished = self.path/'finished'
+        self.finished,self.begun = self.path/'finished',False
 
     def before_fit(self):
         self.path.mkdir(parents=True, exist_ok=True)
         if self.is_main: self.stack.enter_context(only_one(self.path))
         if self.resume: self.take_up()
         else: self.make_room()
+        self.begun = True
 
     def after_batch(self):
         if not (self.every and self.model.training): return
@@ -325,8 +326,8 @@ def after_fit(self:Checkpoint):
 # %% ../nbs/12_checkpoint.ipynb #df5e6a06
 @patch
 def after_cancel_fit(self:Checkpoint):
-    "Say that the fit came to its end"
-    self.after_fit()
+    "Say that the fit came to its end, unless it was cancelled before it began"
+    if self.begun: self.after_fit()
 
 # %% ../nbs/12_checkpoint.ipynb #5f1eb549
 @patch
@@ -442,7 +443,7 @@ def skip_batch(self:Checkpoint):
 @patch
 def cleanup_fit(self:Checkpoint):
     "The next fit begins at its beginning, and others may use the folder"
-    self.saved = None
+    self.saved,self.begun = None,False
     self.stack.close()
 
 # %% ../nbs/12_checkpoint.ipynb #7b15dc4a
@@ -457,7 +458,13 @@ class SaveBest(Monitor):
         super().__init__(monitor, min_delta, lower)
         self.path = Path(path)
 
+    def before_fit(self):
+        super().before_fit()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
     def after_epoch(self):
-        if self.model.training or not self.is_better() or not self.is_main: return
+        if self.model.training: return
+        better = self.is_better() # which all ranks ask, as it notes the best value
+        if not (better and self.is_main): return
         value = self.recorder.rows[-1][self.column]
         save_model(self.model, self.path, {'epoch':self.epoch, self.monitor:value})

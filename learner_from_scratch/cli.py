@@ -8,7 +8,7 @@ __all__ = ['printable', 'told', 'short_warnings', 'one_line', 'no_interrupt', 's
            'save_answers', 'answer_all', 'predict_args', 'lfs_predict', 'lfs_find', 'lfs_export', 'lfs_empty']
 
 # %% ../nbs/39_cli.ipynb #7c243d95
-import argparse,csv,json,signal,sys,warnings
+import argparse,csv,json,os,signal,sys,warnings
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -163,10 +163,10 @@ def find_images(
     from learner_from_scratch.inference import folder_images
     res = []
     for o in map(str, names):
-        if Path(o).is_dir(): found = map(str, folder_images(o))
-        elif Path(o).exists(): found = []
+        if Path(o).is_dir(): found = [str(fn) for fn in folder_images(o)]
+        elif os.path.lexists(o): found = [] # a link to nowhere is there, too
         else: found = find_images(sorted(glob(o, recursive=True)))
-        res += list(found) or [o]
+        res += found or [o] # a name without a file is told later
     return res
 
 # %% ../nbs/39_cli.ipynb #835e4a96
@@ -202,10 +202,14 @@ def answer_table(
         head = [o for o,_ in answers[0]['numbers']]
         return [['file',*head], *[[o['file'], *[v for _,v in o['numbers']]] for o in answers]]
     k = max((len(o['labels']) for o in answers), default=1)
-    head = [n for i in range(1, k+1) for n in (f'label{i}',f'probability{i}')]
-    rows = [[o['file'], *[v for pair in o['labels'] for v in pair]] for o in answers]
-    full = [row + ['']*(1+2*k-len(row)) for row in rows]
-    return [['file',*head], *full]
+    head = ['file']
+    for i in range(1, k+1): head += [f'label{i}',f'probability{i}']
+    rows = []
+    for o in answers:
+        row = [o['file']]
+        for label,p in o['labels']: row += [label,p]
+        rows.append(row + ['']*(len(head)-len(row)))
+    return [head, *rows]
 
 # %% ../nbs/39_cli.ipynb #4ae7f29a
 def save_answers(
@@ -296,6 +300,7 @@ def lfs_find(
         check_asked(dict(bs=bs, size=size, opt=opt))
         check_writable(out)
         with no_interrupt(): from learner_from_scratch import runs
+        runs.check_place(Path(out).parent, Path(folder))
         bad = 'skip' if skip else 'raise'
         kwargs = dict(bs=bs, size=size, arch=arch, opt=opt, on_error=bad)
         learn = runs.folder_learner(folder, labels, share_or_column(split), **kwargs)

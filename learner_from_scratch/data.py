@@ -170,7 +170,8 @@ class DataLoader:
 
     def order(self):
         "The numbers of the items, in the order of the next pass"
-        return (torch.randperm if self.shuffle else torch.arange)(len(self.ds)).tolist()
+        n = len(self.ds)
+        return torch.randperm(n).tolist() if self.shuffle else list(range(n))
 
     def __iter__(self):
         _one_thread_if_forked()
@@ -257,7 +258,7 @@ def in_threads(
 
 # %% ../nbs/01_data.ipynb #a5de1e39
 class Normalize:
-    "Subtract a mean and divide by a standard deviation, channel by channel"
+    "Subtract a mean, divide by a deviation, by channel; raises `ValueError` if one isn't above 0"
     def __init__(self,
         stats, # Mean and standard deviation, each with one value per channel
     ):
@@ -360,28 +361,29 @@ def read_image(
     except Exception as e: raise OSError(f"can't read image {fn}: {e}") from e
 
 # %% ../nbs/01_data.ipynb #43c0137e
-def _unreadable(fns):
+def _unreadable(fns, read):
     "A list of those that can't be read, each with the reason"
     res = []
     for fn in fns:
-        try: read_image(fn, 1)
+        try: read(fn, 1)
         except OSError as e: res.append((fn,str(e)))
     return res
 
 def verify_images(
     fns, # Image files
     n_workers:int=None, # Threads; by default as many as processors
+    read=read_image, # From a name and a size to an image
 )->L: # For each that can't be used, its name and why
-    "The files among `fns` that `read_image` can't read"
-    chunks = bar(L(chunked(L(fns), 64)))
-    return L(in_threads(_unreadable, chunks, n_workers or defaults.cpus)).concat()
+    "The files among `fns` that `read` can't read"
+    chunks,bad = bar(L(chunked(L(fns), 64))),partial(_unreadable, read=read)
+    return L(in_threads(bad, chunks, n_workers or defaults.cpus)).concat()
 
 # %% ../nbs/01_data.ipynb #e79cd4c2
-def _usable(fns, on_error):
+def _usable(fns, on_error, read):
     "The files of a dataset, and those that are skipped"
     if on_error=='raise': return fns,L()
     if on_error!='skip': raise ValueError(f"`on_error` must be 'raise' or 'skip', got {on_error!r}")
-    skipped = verify_images(fns)
+    skipped = verify_images(fns, read=read)
     if not skipped: return fns,skipped
     what = f'{len(skipped)} of {len(fns)} images are skipped, see `skipped`'
     warnings.warn(f'{what}; the first: {skipped[0][1]}', stacklevel=3)
@@ -422,7 +424,7 @@ class Dataset:
         on_error:str='raise', # A file that can't be read: 'raise' in its turn, or 'skip' it
     ):
         fns = L(o if isinstance(o, Path) else Path(o) for o in L(fns))
-        self.fns,self.skipped = _usable(fns, on_error)
+        self.fns,self.skipped = _usable(fns, on_error, self.read)
         lbls = self.fns.map(lambda o: o.parent.name)
         self.vocab = L(vocab) or lbls.unique().sorted()
         _check(self.fns, lbls, self.vocab, size)
@@ -468,8 +470,9 @@ class Dataset:
 @patch
 def batch(self:Dataset, idxs)->tuple:
     "As `collate(idxs, self)`, with less to copy: `(bs, size, size, 3)` and `(bs,)`"
-    items,image = type(self).__getitem__,type(self).image
-    if (items,image)!=(Dataset.__getitem__,Dataset.image): return collate(idxs, self)
+    cls = type(self)
+    changed = cls.__getitem__!=Dataset.__getitem__ or cls.image!=Dataset.image
+    if changed: return collate(idxs, self) # a subclass has its own items
     xb = np.frombuffer(b''.join(self.all_pixels(idxs)), dtype='uint8')
     xb = xb.reshape(len(idxs), self.size, self.size, 3)
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]

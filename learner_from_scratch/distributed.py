@@ -57,8 +57,9 @@ class Shard(GetAttr):
 
     def __len__(self): return len(self.dl)
     def __iter__(self):
+        training = torch.is_grad_enabled() # then each rank takes part in each step
         for b in self.dl:
-            if len(b[1]) or torch.is_grad_enabled(): yield b
+            if training or len(b[1]): yield b
 
 # %% ../nbs/14_distributed.ipynb #95c85730
 #| code-fold: true
@@ -94,7 +95,9 @@ def buckets(
     "Group tensors so that each group has at most `mb` megabytes"
     res,room = [],0
     for t in ts:
-        if not res or t.nbytes>room: res,room = res+[[]],mb*2**20
+        if not res or t.nbytes>room:
+            res.append([]) # a new bucket
+            room = mb*2**20
         res[-1].append(t)
         room -= t.nbytes
     return res
@@ -159,7 +162,7 @@ def check_alike(
 
 # %% ../nbs/14_distributed.ipynb #9a780e3b
 class DistributedCB(Callback):
-    "Sum the gradients of all ranks, as if one process had all batches; needs `distrib_ctx`"
+    "Sum the gradients of all ranks, as one process would; `ValueError` outside of `distrib_ctx`"
     order,keep = -10,('items',)
     def __init__(self,
         mb:float=25, # Size of the buckets in which gradients travel, in megabytes
@@ -195,15 +198,25 @@ def after_loss(self:DistributedCB):
     self.learner.loss = loss-loss.detach() + total[0]/total[1]
     self.items += n
 
+# %% ../nbs/14_distributed.ipynb #dc86731a
+@patch
+def items_and_used(self:DistributedCB,
+    ps:list, # Parameters
+)->tuple: # A number, and for each of `ps` 1 or 0
+    "How many items this rank had, and which parameters took part in its loss"
+    used = [float(p.grad is not None) for p in ps]
+    device = self.loss.device
+    return tensor(float(self.items), device=device),tensor(used, device=device)
+
 # %% ../nbs/14_distributed.ipynb #18e0cc4f
 @patch
 def after_backward(self:DistributedCB):
     "Put the gradient of the whole batch in place of that of this rank's share"
     ps = [p for p in self.model.parameters() if p.requires_grad]
+    n,used = self.items_and_used(ps)
     for p in ps: p.grad = torch.zeros_like(p) if p.grad is None else p.grad*self.items
-    n = tensor(float(self.items), device=self.loss.device)
-    sum_over_ranks([n, *[p.grad for p in ps]], self.mb)
-    for p in ps: p.grad /= n
+    sum_over_ranks([n, used, *[p.grad for p in ps]], self.mb)
+    for p,k in zip(ps, used.tolist()): p.grad = p.grad/n if k else None
     self.items = 0
 
 # %% ../nbs/14_distributed.ipynb #879775d6
@@ -287,10 +300,13 @@ def send(self:OverlapCB,
 def after_backward(self:OverlapCB):
     "Put the gradient of the whole batch in place of that of this rank's share"
     for b in self.groups[len(self.sent):]: self.send(b)
-    n = tensor(float(self.items), device=self.loss.device)
-    dist.all_reduce(n)
+    ps = [p for b in self.groups for p in b]
+    n,used = self.items_and_used(ps)
+    sum_over_ranks([n, used])
     for b,(flat,work) in zip(self.groups, self.sent):
         work.wait()
         sizes = [p.numel() for p in b]
         for p,o in zip(b, (flat/n).split(sizes)): p.grad = o.view_as(p)
+    for p,k in zip(ps, used.tolist()):
+        if not k: p.grad = None
     self.items = 0

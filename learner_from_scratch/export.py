@@ -103,7 +103,8 @@ def torch_twin(
     if isinstance(v, Parameter): return nn.Parameter(v.detach().clone(), v.requires_grad)
     cls = first(c for c in type(v).__mro__ if 'forward' in vars(c))
     if cls in torch_layers: return torch_layers[cls](v)
-    parts = {k:torch_part(o, made) for k,o in vars(v).items() if k not in vars(Module())}
+    every = vars(Module()) # what each module has
+    parts = {k:torch_part(o, made) for k,o in vars(v).items() if k not in every}
     if cls is Sequential: return nn.Sequential(OrderedDict((k,parts[k]) for k in v.children))
     res = torch_class(type(v))()
     for k,o in parts.items():
@@ -163,7 +164,7 @@ def quiet_export():
 def onnx_bytes(
     pred:Predictor, # Without a `transform`
 )->bytes: # From `images`, normalized, `(n, channels, h, w)`, to `scores`, `(n, outputs)`
-    "The network of `pred` as an ONNX file"
+    "The network of `pred` as an ONNX file; raises `ImportError` or `ValueError` if it can't be one"
     check_packages('onnx', 'onnxscript')
     if pred.transform: raise ValueError('a file has no room for a `transform`')
     net,xb = to_torch(pred.model).cpu().eval(),pred.inputs(*sample_images(2)).cpu()
@@ -207,7 +208,7 @@ def export_onnx(
     pred:Predictor, # Without a `transform`
     path, # Name of the file, such as `model.onnx`
 ):
-    "Write the network as an ONNX file that was tried out, whole or not at all"
+    "Write an ONNX file that was tried out, whole or not at all; raises what `onnx_bytes` raises"
     data = onnx_bytes(pred)
     check_onnx(data, pred)
     with whole(path) as tmp: Path(tmp).write_bytes(data)

@@ -66,7 +66,7 @@ def by_parts(
     div:float=2.6, # By what each rate is smaller than that of the part behind it
     opt_func:Callable=AdamW, # From groups and learning rate to an optimizer
 ): # From parameters and learning rate to an optimizer
-    "An `opt_func` with smaller rates for earlier parts"
+    "An `opt_func` with smaller rates for earlier parts, which must have all parameters"
     def make(params, lr):
         groups = discriminative(params, parts(model).values(), lr, div)
         return opt_func(groups, lr)
@@ -114,8 +114,10 @@ def _groups(params, names):
             raise ValueError(f'no parameter is below {name!r}, but {", ".join(params)}')
     res = [[] for _ in range(len(names)+1)]
     for i,k in enumerate(params):
-        mine = [j+1 for j,o in enumerate(names) if any(_below(k, name) for name in o)]
-        res[max(mine, default=0)].append(i)
+        group = 0 # the rest
+        for j,mine in enumerate(names, 1):
+            if any(_below(k, name) for name in mine): group = j
+        res[group].append(i)
     return [g for g in res if g]
 
 # %% ../nbs/27_finetune.ipynb #b1761d52

@@ -147,7 +147,8 @@ def same_files(
     sizes = {o.stat().st_size for o in valid}
     files = bar(train) if len(train)>10_000 else train # where it takes a while
     marks = groupby([o for o in files if o.stat().st_size in sizes], _mark)
-    alike = L(o for o in valid if _mark(o) in marks)
-    whole = {_whole(o): o for k in set(map(_mark, alike)) for o in marks[k]}
-    pairs = [(whole.get(_whole(o)),o) for o in alike]
-    return L(o for o in pairs if o[0])
+    alike = L((o,_mark(o)) for o in valid).filter(lambda o: o[1] in marks)
+    like_them = L(marks[k] for k in alike.itemgot(1).unique()).concat()
+    hashed = {_whole(o): o for o in like_them}
+    pairs = L((hashed.get(_whole(o)),o) for o,_ in alike)
+    return pairs.filter(lambda o: o[0])

@@ -59,7 +59,7 @@ class OneLabel(Task):
     def title(self, probs, vocab): return f'{self.decode(probs, vocab)} {probs.max():.0%}'
 
     def item_losses(self, probs, targs):
-        p = probs[range(len(targs)),targs] # of the right class
+        p = probs[range(len(targs)),targs.long()] # of the right class
         return -p.clamp(min=1e-30).log()
 
 one_label = OneLabel()
@@ -120,6 +120,7 @@ def get_preds(self:Learner,
     setup = [copy(o) for o in self.cbs if isinstance(o, SetupLearnerCB)]
     got = CollectPreds()
     self.evaluate(dl, noop, [*setup,got])
+    if not got.scores: raise ValueError('there are no batches to predict')
     return self.task.activation(torch.cat(got.scores)),torch.cat(got.targets)
 
 # %% ../nbs/13_inference.ipynb #f31a511e
@@ -179,7 +180,7 @@ def check_choice(
 def regular_file(
     fn, # Name of a file
 ): # `fn`
-    "Raise `ValueError` with the name of a file that is empty, or none that ends"
+    "Raise `ValueError` with the name of a file that is empty, a pipe or a device"
     s = Path(fn).stat()
     if not stat.S_ISREG(s.st_mode): raise ValueError(f'{fn} is not a regular file')
     if s.st_size==0: raise ValueError(f'{fn} is empty')
@@ -236,6 +237,8 @@ def upright(
     if not isinstance(image, Image.Image): return read_rgb(image, side)
     im = image.copy()
     _turn(im)
+    im.format = image.format # this and the tags of a TIFF aren't copied
+    if im.format=='TIFF': im.tag_v2 = image.tag_v2
     return _rgb(im)
 
 # %% ../nbs/13_inference.ipynb #b72f793a
@@ -441,6 +444,7 @@ def predictor(self:Learner)->Predictor: # With this learner's network
         pred = Predictor(self.model, vocab, task=self.task, transform=transform)
         pred.tfm,pred.shape = tfm or noop,data_of(self.dls.valid)[0][0].shape
         return pred
+    if tfm is None: raise ValueError('`SetupLearnerCB` is missing: make a `Predictor` yourself')
     if getattr(tfm, 'func', tfm) is not tfm_x:
         raise ValueError(f"{tfm} doesn't tell its statistics: make a `Predictor` yourself")
     stats = getattr(tfm, 'keywords', {}).get('norm', norm).stats
@@ -633,14 +637,15 @@ def show_batch(self:DataLoader,
 def in_order(
     dl:Iterable, # A loader, ours or PyTorch's
     targs:Tensor, # Its targets, as they came
-)->bool: # Always true if nobody knows
+)->bool: # Also true if nothing speaks against it
     "Do the batches of `dl` have the order of its data set?"
+    if getattr(dl, 'shuffle', False): return False # one of ours
     sampler,batches = [getattr(dl, o, None) for o in ('sampler','batch_sampler')]
     if type(batches) is BatchSampler: sampler = batches.sampler
     elif batches is not None: return False # of somebody else's kind
     if sampler is not None: return isinstance(sampler, SequentialSampler)
-    y = of_data(dl, 'y')
-    return y is None or torch.equal(targs, y)
+    y = getattr(data_of(dl), 'y', None)
+    return y is None or torch.equal(targs, torch.as_tensor(y))
 
 # %% ../nbs/13_inference.ipynb #c21db910
 @patch
@@ -672,8 +677,10 @@ def show_preds(
     import matplotlib.pyplot as plt
     task,vocab = of_data(dl, 'task', default=one_label),vocab_of(dl)
     truth = [task.truth(targs[i], vocab) for i in idxs]
-    lines = [truth, [task.title(probs[i], vocab) for i in idxs], *([notes] if notes else [])]
-    show_images([image_of(dl, i) for i in idxs], map('\n'.join, zip(*lines)), imsize=1.6)
+    lines = [truth, [task.title(probs[i], vocab) for i in idxs]]
+    if notes: lines.append(notes)
+    titles = ['\n'.join(o) for o in zip(*lines)]
+    show_images([image_of(dl, i) for i in idxs], titles, imsize=1.6)
     fig = plt.gcf()
     for ax,i in zip(fig.axes, idxs):
         right = task.right(probs[i], targs[i], vocab)
@@ -711,13 +718,13 @@ def confusion_matrix(
     "How often each class was taken for each; raises `ValueError` for targets that are no indices"
     check_one_label(targs, 'a confusion matrix')
     k = probs.shape[1]
-    pairs = targs*k + probs.argmax(1)
+    pairs = targs.long()*k + probs.argmax(1)
     return torch.bincount(pairs, minlength=k*k).view(k,k)
 
 # %% ../nbs/13_inference.ipynb #d5ca6137
 @patch
 def plot_confusion_matrix(self:Learner):
-    "Draw the confusion matrix of the validation set"
+    "Draw the confusion matrix of the validation set; raises `ValueError` unless targets are labels"
     import matplotlib.pyplot as plt
     cm = confusion_matrix(*self.get_preds())
     vocab,n = vocab_of(self.dls.valid),len(cm)

@@ -93,7 +93,7 @@ def _odd_std(name, std): return f'the output of layer {name} has deviation {std}
 def _std_of(model, m, xb):
     stds = []
     with torch.no_grad(), hooked(m, lambda out,args: stds.append(out.std().item())): model(xb)
-    return stds[-1]
+    return stds[-1] if stds else float('nan') # `model` may never call it
 
 # %% ../nbs/21_inside.ipynb #41b81970
 class ActivationStats(Callback):

@@ -13,6 +13,7 @@ import csv,random,re,warnings
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
+from io import StringIO
 import numpy as np
 import torch
 from PIL import Image
@@ -64,10 +65,12 @@ def read_csv(
     fn:Path, # A CSV file in UTF-8, with commas, semicolons or tabs
 )->dict: # Lists of texts by the names in the first line
     "The columns of a table; raises `ValueError` with the name of a file that isn't one"
-    try: lines = Path(fn).read_text('utf-8-sig').splitlines(True)
+    try: text = Path(fn).read_bytes().decode('utf-8-sig')
     except UnicodeDecodeError as e: raise ValueError(f'{fn} is not in UTF-8: {e}') from e
-    if not ''.join(lines).strip(): raise ValueError(f'{fn} is empty')
-    delim = max(',;\t', key=lines[0].count)
+    if not text.strip(): raise ValueError(f'{fn} is empty')
+    lines = StringIO(text.lstrip('\r\n'), newline='')
+    delim = max(',;\t', key=lines.readline().count)
+    lines.seek(0)
     try: names,*rows = filter(None, csv.reader(lines, delimiter=delim, strict=True))
     except csv.Error as e: raise ValueError(f"{fn} can't be read as a table: {e}") from e
     if len(set(names))<len(names): raise ValueError(f'{fn} has a column twice: {names}')
@@ -86,9 +89,12 @@ def is_table(
 def read_table(
     o, # Name of a CSV file, a DataFrame, or a dictionary of lists
 )->dict: # Lists by name
-    "The columns of a table"
+    "The columns of a table; raises `ValueError` if their lengths differ"
     if isinstance(o, (str,Path)): return read_csv(o)
-    return {k: list(o[k]) for k in getattr(o, 'columns', o)}
+    table = {k: list(o[k]) for k in getattr(o, 'columns', o)}
+    sizes = {k: len(v) for k,v in table.items()}
+    if len(set(sizes.values()))<2: return table
+    raise ValueError(f'the columns of a table must be of one length, and not {sizes}')
 
 # %% ../nbs/30_labels.ipynb #243cd281
 def column(
@@ -155,7 +161,8 @@ def stratified_split(
     share = [int(pct*i + .5) for i in range(len(fns)+1)] # to validate with, of the first `i`
     for i,o in enumerate(fns):
         chosen = share[i] < share[i+1]
-        (valid if chosen else train).append(o)
+        part = valid if chosen else train
+        part.append(o)
     return train,valid
 
 # %% ../nbs/30_labels.ipynb #63f5cf2e
@@ -181,7 +188,7 @@ def listed_split(
     for o in L(names):
         if isinstance(o, (str,Path)): continue
         raise ValueError(f'`split` is a share, a column or a list of files, and has {o!r}')
-    valid = L(names).map(lambda o: o if o in labels else Path(path)/o)
+    valid = L(names).map(lambda o: o if o in labels else Path(path)/o).unique()
     strange = valid.filter(lambda o: o not in labels)
     if strange: raise ValueError(f'{strange[0]} has no label, how could it validate?')
     chosen = set(valid)
@@ -278,6 +285,8 @@ class Images(Dataset):
         found = each_label(label_func(labels), self.fns, self.fns)
         self.labels = each_label(task.clean, self.fns, found)
         self.vocab = L(vocab) or task.names(self.labels)
+        if len(set(self.vocab))<len(self.vocab):
+            raise ValueError(f'`vocab` has a label twice: {list(self.vocab)}')
         self.v2i = self.vocab.val2idx()
         target = partial(task.target, v2i=self.v2i)
         self.y = torch.stack(list(each_label(target, self.fns, self.labels)))
@@ -333,6 +342,9 @@ def __getitem__(self:Images, i)->tuple:
 @patch
 def batch(self:Images, idxs)->tuple:
     "As `collate(idxs, self)`, with less to copy: `(bs, h, w, channels)` and `(bs, ...)`"
+    cls = type(self)
+    changed = cls.__getitem__!=Images.__getitem__ or cls.image!=Images.image
+    if changed: return collate(idxs, self) # a subclass has its own items
     xb = np.frombuffer(b''.join(self.all_pixels(idxs)), dtype='uint8')
     xb = xb.reshape(len(idxs), *self.shape)
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]
@@ -344,8 +356,9 @@ def measured(
     "Are the labels numbers, and not just the numbers of classes?"
     if not all(re.fullmatch(r'[-+]?\d*\.?\d+', o) for o in vocab): return False
     n,ns = len(vocab),sorted(map(float, vocab))
-    counted = ns in ([*range(n)],[*range(1,n+1)])
-    return any('.' in o for o in vocab) or n>10 and not counted
+    counted = ns==list(range(n)) or ns==list(range(1, n+1))
+    has_point = any('.' in o for o in vocab)
+    return has_point or (n>10 and not counted)
 
 # %% ../nbs/30_labels.ipynb #f35d928f
 def several_in(
@@ -353,7 +366,7 @@ def several_in(
 )->tuple: # A label and what cuts it, `None` for blanks; or `None`, if there is no such label
     "The first label that others are a part of"
     known = set(vocab)
-    for sep in *',;|',None:
+    for sep in (',', ';', '|', None): # `None` cuts at blanks
         for o in vocab:
             parts = {p.strip() for p in o.split(sep)} - {o}
             if parts & known: return o,sep
@@ -385,7 +398,8 @@ def warn_of(
     known = set(counts)<=set(train.vocab) # numbers are not
     rare = [f'{safe_name(o)} {counts[o]}' for o in train.vocab if known and counts[o]<few]
     if rare: warnings.warn(f'fewer than {few} images to train on: {", ".join(rare)}', stacklevel=2)
-    for o in doubts(train.vocab) if known else []: warnings.warn(o, stacklevel=2)
+    if known:
+        for o in doubts(train.vocab): warnings.warn(o, stacklevel=2)
     same = same_files(train.fns, valid.fns)
     if same:
         a,b = map(safe_name, same[0])

@@ -25,7 +25,7 @@ from .inference import *
 
 # %% ../nbs/16_metrics.ipynb #547a3ce8
 class WholeSet(GetAttr):
-    "A metric that sees all predictions and targets of a pass at once, on the CPU"
+    "A metric that sees a whole pass at once, on the CPU; raises `TypeError` for scikit-learn's"
     whole,_default = True,'f'
     def __init__(self,
         f, # From predictions `(n, ...)` and targets `(n, ...)` to a number
@@ -58,7 +58,7 @@ def from_sklearn(
 )->WholeSet: # A metric for `Recorder`
     "Metric `f` of scikit-learn, taken over the whole set"
     def metric(preds, targs): return f(targs.numpy(), of(preds).numpy(), **kwargs)
-    return WholeSet(metric, name or f.__name__)
+    return WholeSet(metric, name or getattr(f, 'func', f).__name__) # `func`: of a `partial`
 
 # %% ../nbs/16_metrics.ipynb #ed7c6469
 @patch
@@ -68,8 +68,9 @@ def validate(self:Learner,
 )->dict: # `valid_loss`, and each metric by its name
     "Loss and metrics of the network as it is"
     if metrics is None:
-        metrics = [f for o in self.cbs if isinstance(o, Recorder) for f in o.metrics]
-    rec = Recorder(*(L(metrics) or self.task.metrics))
+        table = first(o for o in self.cbs if isinstance(o, Recorder))
+        metrics = [] if table is None else table.metrics or [None]
+    rec = Recorder(*(L(metrics) or self.task.metrics or [None]))
     rec.show = noop
     mine = [copy(o) for o in self.cbs if o.in_lr_find]
     self.evaluate(dl, self.loss_func, [*mine,rec])
@@ -119,7 +120,7 @@ def per_class(
 # %% ../nbs/16_metrics.ipynb #375a4f9d
 @patch
 def class_report(self:Learner)->Rows: # See `per_class`
-    "Precision, recall and count of each class in the validation set"
+    "Precision, recall and count of each class; raises `ValueError` unless targets are labels"
     return per_class(*self.get_preds(), vocab_of(self.dls.valid))
 
 # %% ../nbs/16_metrics.ipynb #94a178c2
@@ -235,11 +236,10 @@ class EarlyStopping(recorder.EarlyStopping):
         restore_best:bool=False, # At the end, go back to the weights of the best epoch?
     ):
         super().__init__(monitor, patience, min_delta, lower)
-        self.restore_best = restore_best
+        self.restore_best,self.ended = restore_best,False
 
     def before_fit(self):
         super().before_fit()
-        self.ended = False
         self.note()
 
     def note(self):
@@ -254,7 +254,8 @@ class EarlyStopping(recorder.EarlyStopping):
     def after_fit(self): self.ended = True
     def after_cancel_fit(self): self.ended = True
     def cleanup_fit(self):
-        if not (self.ended and self.restore_best) or math.isinf(self.best): return
+        ended,self.ended = self.ended,False
+        if not (ended and self.restore_best) or math.isinf(self.best): return
         self.model.load_state_dict(self.weights)
         print(f'Back to the weights with {self.monitor} {self.sign*self.best:.4f}')
 

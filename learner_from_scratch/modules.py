@@ -38,10 +38,11 @@ class Module:
     def __setattr__(self, k, v):
         if isinstance(v, (nn.Module,nn.Parameter)):
             raise TypeError(f"{k} is PyTorch's and would not be trained: use nn.Module")
-        if hasattr(self, 'children'): self._register(k, v)
-        elif isinstance(v, (Parameter,Module)):
+        ready = hasattr(self, 'children')
+        if not ready and isinstance(v, (Parameter,Module)):
             raise AttributeError(f'call super().__init__() before you assign {k}')
         super().__setattr__(k, v)
+        if ready: self._register(k, v)
 
     def _register(self, k, v):
         self.params.pop(k, None)
@@ -156,7 +157,7 @@ def to_device(
     b, # Tensor, or list or tuple of such, at any depth
     device=None, # Where to; `default_device()` by default
 ): # The same, there
-    "Copy a batch to `device`"
+    "Copy a batch to `device`; raises `TypeError` for anything else"
     if device is None: device = default_device()
     if isinstance(b, Tensor): return b.to(device)
     if isinstance(b, (list,tuple)): return type(b)(to_device(o, device) for o in b)

@@ -24,16 +24,18 @@ from .checkpoint import *
 
 # %% ../nbs/20_optimizers.ipynb #be868238
 #| code-fold: true
-def _as_groups(params, defaults):
+def _as_groups(params):
     if isinstance(params, Tensor): raise TypeError('parameters come in a list')
     groups = list(params)
     if not any(isinstance(o, dict) for o in groups): groups = [dict(params=groups)]
-    groups = [{**defaults, **g, 'params':_listed(g['params'])} for g in groups]
+    return [{**g, 'params':_listed(g['params'])} for g in groups]
+
+def _full_groups(params, defaults):
+    groups = [{**defaults, **g} for g in _as_groups(params)]
     for g in groups:
         unknown = g.keys() - defaults.keys() - {'params'}
         if unknown: raise ValueError(f'{unknown.pop()} is none of {", ".join(defaults)}')
-    ps = [p for g in groups for p in g['params']]
-    _check_once(ps)
+    _check_once([p for g in groups for p in g['params']])
     return groups
 
 def _listed(ps): return [ps] if isinstance(ps, Tensor) else list(ps)
@@ -49,10 +51,19 @@ class Optimizer:
         params, # Parameters, or dictionaries of `params` and of numbers for them
         **defaults, # Numbers for the groups that say nothing else
     ):
-        self.param_groups = _as_groups(params, defaults)
+        self.param_groups = _full_groups(params, defaults)
         self.state = {}
 
     def new_state(self, p): return {k:torch.zeros_like(p.data) for k in self.keeps}
+
+    def update(self,
+        p:Tensor, # A parameter, changed in place
+        grad:Tensor, # Its gradient
+        s:dict, # The tensors that are kept for it
+        g:dict, # Its group, with the numbers
+    ):
+        "Move one parameter"
+        raise NotImplementedError
 
     def step(self):
         for g in self.param_groups:
@@ -204,10 +215,8 @@ def no_decay(
     params, # Parameters, or groups of them
 )->list: # Groups, each split in two
     "Groups in which parameters of less than two dimensions have no weight decay"
-    params = list(params)
-    if not any(isinstance(o, dict) for o in params): params = [dict(params=params)]
     res = []
-    for g in params:
+    for g in _as_groups(params):
         weights,rest = by_ndim(g['params'])
         res += [dict(g, params=weights), dict(g, params=rest, weight_decay=0.)]
     return [g for g in res if g['params']]
@@ -219,7 +228,7 @@ def discriminative(
     lr:float, # Learning rate of the last part
     div:float=2.6, # By what each rate is smaller than that of the part behind it
 )->list: # Groups, without the parts that have no parameters
-    "A group for each part, with learning rates that grow from the first to the last"
+    "A group a part, with rates that grow from the first; `ValueError` if parameters are missing"
     params = list(params)
     sizes = [len(list(m.parameters())) for m in parts]
     if sum(sizes)!=len(params):
@@ -370,7 +379,7 @@ class Schedule(Callback):
 
 # %% ../nbs/20_optimizers.ipynb #080c6291
 class TorchSchedule(Callback):
-    "A scheduler of PyTorch's, for an optimizer of PyTorch's"
+    "A scheduler of PyTorch's, for an optimizer of PyTorch's; raises `TypeError` with another"
     order,in_lr_find = 25,False
     def __init__(self,
         make, # From an optimizer to a scheduler, such as `partial(StepLR, step_size=5)`
@@ -386,18 +395,20 @@ class TorchSchedule(Callback):
             name = type(self.opt).__name__
             raise TypeError(f"a scheduler of PyTorch's needs its optimizers, not {name}")
         self.sched = self.make(self.opt)
-        if self.each=='batch' and isinstance(self.sched, ReduceLROnPlateau):
+        self.watches = isinstance(self.sched, ReduceLROnPlateau)
+        if not self.watches: return
+        if self.each=='batch':
             raise ValueError("ReduceLROnPlateau watches a column: give each='epoch'")
+        column_of(self.learner, self.monitor)
 
     def after_batch(self):
         if self.each=='batch' and self.model.training: self.sched.step()
 
     def after_epoch(self):
         if self.each=='batch': return
-        watches = isinstance(self.sched, ReduceLROnPlateau)
-        if watches and not self.model.training:
+        if self.watches and not self.model.training:
             self.sched.step(self.recorder.dicts()[-1][self.monitor])
-        if self.model.training and not watches: self.sched.step()
+        if self.model.training and not self.watches: self.sched.step()
 
     def state(self): return dict(kept=self.sched.state_dict(), means=[])
 

@@ -130,7 +130,8 @@ def muon(
     filters,rest = [],[]
     for p in params:
         inside = p.ndim==4 and p.shape[1]>3
-        (filters if inside else rest).append(p)
+        part = filters if inside else rest
+        part.append(p)
     return Together(Muon(filters, lr, rounds=3), adamw(rest, lr/4))
 
 # %% ../nbs/26_race.ipynb #108463fb
@@ -152,7 +153,9 @@ def half_width()->Callback:
 def race_steps()->dict: # Recipes by name
     "The chapter's training, and one idea more in each row"
     rows = dict(chapter=Recipe())
-    def add(name, **changes): rows[name] = replace(list(rows.values())[-1], **changes)
+    def add(name, **changes):
+        last = list(rows.values())[-1]
+        rows[name] = replace(last, **changes)
     crops = partial(GrowingCrops, 64, 64, 0.6)
     growing = partial(GrowingCrops, 48, 64, 0.6)
     add('AdamW', opt_func=adamw, lr=0.004)

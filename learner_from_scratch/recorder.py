@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SuggestedLRs', 'accuracy', 'Mean', 'is_whole', 'check_metric', 'Recorder', 'rng_state', 'set_rng_state', 'smoothed',
-           'suggest_lrs', 'KeepRatios', 'group_lrs', 'CosineCycle', 'lower_is_better', 'table_of', 'Monitor',
-           'EarlyStopping']
+           'suggest_lrs', 'KeepRatios', 'group_lrs', 'CosineCycle', 'lower_is_better', 'table_of', 'column_of',
+           'Monitor', 'EarlyStopping']
 
 # %% ../nbs/11_recorder.ipynb #8c981c78
 import csv,json,math,random,time
@@ -41,6 +41,7 @@ class Mean:
         v, # A mean over `n` items
         n:int, # How many they were
     ):
+        if isinstance(v, torch.Tensor): v = v.float() # in 16 bits the sum might be infinite
         self.sum += v*n
         self.n += n
 
@@ -69,11 +70,12 @@ class Recorder(Callback):
     order,device,out,in_lr_find = 20,None,None,False
     keep = 'rows','ends','losses','lrs','seen','train_loss'
     def __init__(self,
-        *metrics, # Functions from predictions and targets to a number; `accuracy` by default
+        *metrics, # Of predictions and targets; `accuracy` by default, `None` for none
         csv:Path=None, # File to keep the table in, if wanted
         jsonl:Path=None, # The same as JSON lines, an object for each row
     ):
-        self.metrics,self.csv,self.jsonl = metrics or (accuracy,),csv,jsonl
+        self.metrics = [f for f in metrics or (accuracy,) if f is not None]
+        self.csv,self.jsonl = csv,jsonl
         for f in self.metrics: check_metric(f)
         names = [getattr(f, '__name__', type(f).__name__) for f in self.metrics]
         self.names = ['epoch','train_loss','valid_loss',*names,'time']
@@ -87,12 +89,15 @@ class Recorder(Callback):
         self.new_pass()
 
     def new_pass(self):
-        self.means,self.seen = [Mean() for _ in ('loss',*self.metrics)],[]
-        self.whole = []
+        # of the loss, and of each metric
+        self.means = [Mean(), *[Mean() for _ in self.metrics]]
+        self.seen,self.whole = [],[]
         for f in self.metrics: getattr(f, 'reset', noop)()
 
     def before_fit(self):
         self.clear()
+        for o in self.csv,self.jsonl:
+            if o: Path(o).parent.mkdir(parents=True, exist_ok=True)
         self.learner.recorder = self
         self.show(new=True)
 
@@ -189,7 +194,7 @@ def show(self:Recorder,
         if not new: return self.out.update(self)
         self.out = display(self, display_id=True)
     else:
-        row = [f'{o:>{max(10,len(n))}}' for n,o in zip(self.names, self.cells()[-1])]
+        row = [o.rjust(max(10, len(n))) for n,o in zip(self.names, self.cells()[-1])]
         print('  '.join(row), flush=True)
 
 # %% ../nbs/11_recorder.ipynb #0a4ba5d0
@@ -383,7 +388,9 @@ def group_lrs(
         if high is None or not all(o is None or o>0 for o in (low,high)):
             raise ValueError(f'a rate must be above 0, got {lrs}')
         if low is None: lrs = [high/10]*(n-1) + [high]
-        else: lrs = [high*(low/high)**(i/max(n-1, 1)) for i in reversed(range(n))]
+        else:
+            steps = max(n-1, 1)
+            lrs = [high*(low/high)**(i/steps) for i in reversed(range(n))]
     lrs = list(lrs)
     if len(lrs)!=n: raise ValueError(f'the optimizer has {n} groups, and not {len(lrs)}: {lrs}')
     if not all(o>0 for o in lrs): raise ValueError(f'a rate must be above 0, got {lrs}')
@@ -409,8 +416,10 @@ def lr_find(self:Learner,
     stop:float=10., # Last learning rate
     plot:bool=True, # Draw it?
 )->SuggestedLRs: # `valley` and `steep`
-    "Try growing learning rates on a copy of the model, draw the losses and suggest a rate"
+    "Try growing rates on a copy of the model and suggest one; raises `ValueError` if none helps"
     if not len(self.dls.train): raise ValueError('there are no batches to train on')
+    if not (0<start<stop and mult>1):
+        raise ValueError(f'rates grow from above 0: got {start} to {stop}, by the factor {mult}')
     finder = LRFinder(start, mult, stop)
     n_batches = math.log(stop/start, mult) + 1
     state = rng_state()
@@ -454,11 +463,12 @@ def fit_one_cycle(self:Learner,
     anneal:str='linear', # `linear`, or `cosine`
     cbs=None, # More callbacks for this fit only
 ):
-    "Fit with a learning rate that goes up and then down to 0"
+    "Fit with a rate that goes up and then down to 0; raises `ValueError` for another `anneal`"
     cycles = dict(linear=OneCycle, cosine=CosineCycle)
     if anneal not in cycles:
         raise ValueError(f'`anneal` must be one of {", ".join(cycles)}, got {anneal!r}')
-    lr,lrs = self.lr if lr_max is None else lr_max,None
+    lr = self.lr if lr_max is None else lr_max
+    lrs = None
     if isinstance(lr, slice): lr,lrs = lr.stop,lr
     elif is_listy(lr): lr,lrs = lr[-1],lr
     self.fit(n_epochs, lr, [cycles[anneal](lr), KeepRatios(lrs), *L(cbs)])
@@ -472,7 +482,7 @@ def lower_is_better(
 )->bool:
     "Is it a loss, an error or the like, by its name?"
     name = name.lower()
-    if name.startswith('d2_'): return False # a share of an error that is explained
+    if name.startswith(('d2_','neg_')): return False # as scikit-learn has them
     return name=='time' or any(o in name for o in _lower)
 
 # %% ../nbs/11_recorder.ipynb #72489121
@@ -483,6 +493,16 @@ def table_of(
     rec = getattr(learn, 'recorder', None)
     if rec is not None and rec in learn.cbs: return rec
     raise ValueError('there is no table: this fit needs a `Recorder`')
+
+# %% ../nbs/11_recorder.ipynb #fcd909de
+def column_of(
+    learn:Learner, # In a fit
+    monitor:str, # Name of a column of its table
+)->int: # Its place in a row
+    "Where the column `monitor` is; raises `ValueError` if there is none"
+    names = table_of(learn).names
+    if monitor in names: return names.index(monitor)
+    raise ValueError(f'`monitor` must be one of {names}, got {monitor!r}')
 
 # %% ../nbs/11_recorder.ipynb #fe1c00cd
 class Monitor(Callback):
@@ -498,10 +518,7 @@ class Monitor(Callback):
         self.sign = 1 if lower else -1
 
     def before_fit(self):
-        names = table_of(self.learner).names
-        if self.monitor not in names:
-            raise ValueError(f'`monitor` must be one of {names}, got {self.monitor!r}')
-        self.column,self.best = names.index(self.monitor),math.inf
+        self.column,self.best = column_of(self.learner, self.monitor),math.inf
 
     def is_better(self):
         "Is the last row the best one so far?"

@@ -80,7 +80,7 @@ class ProgressiveSizes(Callback):
     "Train on small images first, and on those of full size from `share` of the epochs on"
     order,in_lr_find = -10,False
     def __init__(self,
-        start:int, # Side in the first epoch, in pixels
+        start:int, # Side in the first epoch, in pixels, rounded to a multiple of `step`
         share:float=0.75, # Part of the epochs, above 0 and at most 1
         step:int=8, # The sides are multiples of this
     ):

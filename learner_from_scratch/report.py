@@ -33,7 +33,8 @@ def html_table(
     rows:list, # Lists of cells, texts or numbers
 )->FT: # `Table`
     "A table of `rows`; texts are escaped"
-    body = [Tr(*map(Td, o)) for o in rows]
+    def cell(o): return Td(o if isinstance(o, (int,float,FT)) else str(o))
+    body = [Tr(*map(cell, o)) for o in rows]
     return Table(Thead(Tr(*map(Th, head))), Tbody(*body))
 
 # %% ../nbs/36_report.ipynb #71fa074a
@@ -75,7 +76,8 @@ def chart(
     "Lines in a drawing of 340 by 180 units"
     w,h,left,low = 340,180,42,160
     keep = {k: [p for p in zip(*v) if math.isfinite(p[1])] for k,v in lines.items()}
-    xs,ys = zip(*(sum(keep.values(), []) or [(0,0)]))
+    points = [p for ps in keep.values() for p in ps]
+    xs,ys = zip(*(points or [(0,0)]))
     x0,x1,y0,y1 = min(xs),max(xs),min(ys),max(ys)
     def across(x): return round(left + (w-left-10)*(x-x0)/((x1-x0) or 1), 1)
     def down(y): return round(low - (low-12)*(y-y0)/((y1-y0) or 1), 1)
@@ -148,7 +150,7 @@ def worst(
     n:int=12, # At most so many
 )->list: # Indices of images
     "The mistakes that gave the right class the least, the worst first"
-    p = probs[range(len(targs)),targs]
+    p = probs[range(len(targs)),targs.long()]
     order = p.argsort(stable=True).tolist()
     return [i for i in order if probs[i].argmax()!=targs[i]][:n]
 
@@ -216,7 +218,7 @@ def live_part(
 )->tuple: # Elements
     "The network at work, or a sentence that says why it isn't"
     why = why_not_live(pred, arch)
-    if why: return P(f'Here the network can’t be at work: {why}.'),
+    if why: return (P(f'Here the network can’t be at work: {why}.'),)
     place = Div(Noscript('This part needs JavaScript.'), id='live', cls='live',
                 data_truth=json.dumps([ds.vocab[ds.y[i]] for i in idxs]),
                 data_model=data_url(model_bytes(pred, arch), 'application/octet-stream'),
@@ -231,7 +233,7 @@ def report_page(
     arch:str, # Architecture of the network, as for `Predictor.save`
 )->str: # HTML
     "The report as text"
-    rec,ds,pred = learn.recorder,learn.dls.valid.ds,learn.predictor()
+    rec,ds,pred = learn.recorder,data_of(learn.dls.valid),learn.predictor()
     probs,targs = learn.valid_preds()
     check_one_label(targs, 'a report')
     n,right = len(targs),int((probs.argmax(1)==targs).sum())
@@ -273,7 +275,7 @@ def save_report(
     settings:dict=None, # Names and values to show
     arch:str=None, # Architecture, as for `Predictor.save`; by default the learner's
 ):
-    "Write a page that shows a training and needs no other file; raises `ValueError`"
+    "Write a page that shows a training and needs no other file; `ValueError` without a table"
     check_reportable(learn)
     arch = arch or getattr(learn, 'arch', 'simple_cnn')
     text = report_page(learn, settings or {}, arch)

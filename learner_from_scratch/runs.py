@@ -7,9 +7,9 @@ __all__ = ['archs', 'augs', 'opts', 'usual_lrs', 'kinds', 'tuned_network', 'chec
            'image_folder', 'check_labels', 'table_file', 'tell_skipped', 'folder_datasets', 'folder_loaders', 'no_aug',
            'flip_aug', 'full_aug', 'decayed', 'muon_adamw', 'check_numbers', 'usual_epochs', 'tell_bf16',
            'folder_learner', 'run_folder', 'check_place', 'save_settings', 'load_settings', 'run_settings',
-           'old_options', 'note_settings', 'checkpoints', 'check_state', 'check_settings', 'set_aside', 'begin_run',
-           'enough_memory', 'fit_run', 'save_figure', 'save_results', 'predict_command', 'can_go_on', 'finish_run',
-           'train_folder']
+           'old_options', 'note_settings', 'checkpoints', 'check_state', 'check_settings', 'set_aside', 'check_kept',
+           'begin_run', 'enough_memory', 'fit_run', 'save_figure', 'save_results', 'predict_command', 'can_go_on',
+           'finish_run', 'train_folder']
 
 # %% ../nbs/38_runs.ipynb #18b00004
 import json,math,shutil
@@ -263,7 +263,7 @@ def folder_learner(
     csv:Path=None, # File for the table of the `Recorder`
     cache:bool=False, # Keep decoded images on the disk, for the next run?
 )->Learner: # With a note of what can't be seen in it, `options`
-    "A learner for any image folder"
+    "A learner for any image folder; raises `ValueError` with what is wrong with it"
     check_choice('aug', aug, augs)
     check_choice('opt', opt, opts)
     lr = ifnone(lr, usual_lrs[opt])
@@ -306,10 +306,12 @@ def check_place(
     folder:Path, # Image folder
 ):
     "Raise `ValueError` if what is written to `out` would be among the images"
-    parts = [folder/o for o in ('train','val','valid','test')]
-    for o in parts if parts[0].is_dir() else [folder]:
-        if out.resolve().is_relative_to(o.resolve()):
-            raise ValueError(f'{out} is in {o}, its pictures would be images: choose another --out')
+    where,parts = out.resolve(),[folder/o for o in ('train','val','valid','test')]
+    inside = parts if parts[0].is_dir() else [folder]
+    bad = first(o for o in inside if where.is_relative_to(o.resolve()))
+    if where==folder.resolve(): bad = folder
+    if bad is None: return
+    raise ValueError(f'{out} is in {bad}, its pictures would be images: choose another --out')
 
 # %% ../nbs/38_runs.ipynb #18b0002b
 def save_settings(
@@ -436,6 +438,15 @@ def set_aside(
     for o in old: o.unlink()
 
 # %% ../nbs/38_runs.ipynb #5b1f60i2
+def check_kept(
+    out:Path, # Folder of the run
+    finetune=None, # Model to begin with, if any
+):
+    "Raise `ValueError` if the run would move the model that it begins with"
+    if finetune and Path(finetune).resolve().is_relative_to(out.resolve()):
+        raise ValueError(f'{finetune} is in {out}, which is cleared: choose another --out')
+
+# %% ../nbs/38_runs.ipynb #d32fdcec
 def begin_run(
     out:Path, # Folder of the run
     settings:dict, # As from `run_settings`
@@ -559,13 +570,15 @@ def train_folder(
 )->Path: # `out`
     "Train on an image folder; save model, table, pictures and a report in `out`"
     import matplotlib.pyplot as plt
-    plt.close(plt.figure())
+    plt.close(plt.figure()) # if it can't draw, it says so now
     path,out = image_folder(folder),Path(out or run_folder(folder))
     check_place(out, path)
     check_state(out, resume, force)
     was = old_options(out, kwargs.get('arch')) if resume else {}
+    if not was: check_kept(out, kwargs.get('finetune'))
     kwargs = {**was, **kwargs}
-    epochs = ifnone(epochs, kwargs.pop('epochs', None))
+    old_epochs = kwargs.pop('epochs', None) # `folder_learner` doesn't take it
+    if epochs is None: epochs = old_epochs
     with note_settings(out, was):
         if epochs is not None: check_numbers(epochs=epochs)
         learn = folder_learner(path, csv=out/'log.csv', **kwargs)

@@ -63,6 +63,7 @@ class SeveralLabels(Task):
         if not is_listy(o) and o!=o: o = '' # NaN
         if isinstance(o, str): o = o.split(self.sep)
         if not is_listy(o): raise ValueError(f'{o!r} is neither a text nor a list of labels')
+        if isinstance(o, (set,frozenset)): o = sorted(o, key=str) # they have no order
         names = [str(v).strip() for v in o]
         return tuple(v for v in names if v)
 
@@ -92,7 +93,7 @@ several_labels = SeveralLabels()
 # %% ../nbs/31_tasks.ipynb #eb020d02
 def image_stats(
     ds:Sequence, # A data set of images `(h, w, channels)`
-    n:int=500, # Images to look at
+    n:int=500, # Images to look at, or up to twice as many
 )->tuple: # Mean and standard deviation, `(channels,)` each
     "Statistics of the channels, with deviations of 1/255 at least"
     idxs = list(range(0, len(ds), max(1, len(ds)//n)))
@@ -253,6 +254,7 @@ class Numbers(Task):
     ): self.vocab = L(vocab)
 
     def clean(self, o):
+        if isinstance(o, (set,frozenset)): raise ValueError(f'{o!r} has no order')
         cells = o if is_listy(o) else str(o).split()
         try: res = tuple(map(float, cells))
         except (TypeError,ValueError): res = ()
@@ -263,8 +265,7 @@ class Numbers(Task):
         return self.vocab or L(f'number {i+1}' for i,_ in enumerate(labels[0]))
 
     def told(self, labels):
-        low,mean,high = [f(labels, axis=0).tolist() for f in (np.min,np.mean,np.max)]
-        each = zip(low, mean, high)
+        each = zip(np.min(labels, axis=0), np.mean(labels, axis=0), np.max(labels, axis=0))
         ranges = [f'{a:.4g} to {c:.4g}, {b:.4g} in the mean' for a,b,c in each]
         return f'Numbers from {"; ".join(ranges)}'
 

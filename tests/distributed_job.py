@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from bright import Items
 from learner_from_scratch.all import *
 from learner_from_scratch.finetune import GradualUnfreezing
+from torch import nn
 
 class Tenth(Callback):
     def __init__(self, act): self.act = act
@@ -64,6 +65,28 @@ if not act:
         learn = learner(None, Checkpoint(folder/f'again{num_distrib()}', resume=resume))
         learn.fit(n)
     res['again'] = [o[0] for o in learn.cbs[1].rows]
+class Branches(nn.Module):
+    "One branch for all, one for items whose first number is above 0, and one for nobody"
+    def __init__(self):
+        super().__init__()
+        self.every,self.some,self.nobody = [nn.Linear(3,2) for _ in range(3)]
+    def forward(self, x):
+        res,some = self.every(x),x[:,:1]>0
+        return res + some*self.some(x) if some.any() else res
+
+if not act:
+    torch.manual_seed(0)
+    # rank 0 gets the even ones
+    x = torch.rand(32,3)*torch.tensor([1,-1]).repeat(16)[:,None]
+    items,net = [*zip(x, torch.arange(32)//2%2)],Branches()
+    begun = {k: v.clone() for k,v in net.state_dict().items()}
+    res['branches'] = dict(begun=begun)
+    for cb in DistributedCB,OverlapCB:
+        net.load_state_dict(begun)
+        opt_func = partial(torch.optim.AdamW, weight_decay=.5)
+        dl = Shard(DataLoader(items, 8//num_distrib()))
+        Learner(net, DataLoaders(dl, []), cross_entropy, .01, cb(), opt_func).fit(2)
+        res['branches'][cb.__name__] = {k: v.clone() for k,v in net.state_dict().items()}
 if not act and num_distrib()>1:
     learn = learner('nan')
     learn.fit(5)

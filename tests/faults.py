@@ -41,13 +41,14 @@ class Passes:
     def read(self): return list(self.dl)
 
     def interrupted(self, interrupt):
-        "Whether `interrupt(self.read)` raised KeyboardInterrupt; a hang ends the process"
+        "Whether Ctrl-C came; one that is lost is an error, and a hang ends the process"
         hit,lost = False,[]
         sys.unraisablehook = lambda o: lost.append(o.exc_type)
         faulthandler.dump_traceback_later(self.patience, exit=True)
-        try: interrupt(self.read)
-        except KeyboardInterrupt: hit = True
+        try: fired = interrupt(self.read)
+        except KeyboardInterrupt: hit = fired = True
         sys.unraisablehook = sys.__unraisablehook__
+        assert hit or not fired, 'an interrupt is lost'
         assert threads_are_gone(self.threads), 'a thread is left'
         assert self.read()==self.want, 'the next pass has other batches'
         faulthandler.cancel_dump_traceback_later()
@@ -70,6 +71,7 @@ def at_instruction(n):
         sys.settrace(trace)
         try: f()
         finally: sys.settrace(None)
+        return left<=0
     return interrupt
 
 def every_instruction(n_workers=2):
@@ -106,7 +108,11 @@ def lock_operations(f):
 
 def random_instants(count, n_workers=2, seed=0):
     "Interrupt `count` passes at random instants by a timer; how many passes it took"
-    def alarm(*_): raise KeyboardInterrupt
+    fired = False
+    def alarm(*_):
+        nonlocal fired
+        fired = True
+        raise KeyboardInterrupt
     rnd,passes = random.Random(seed),Passes(n_workers)
     before = signal.signal(signal.SIGALRM, alarm)
     def seconds():
@@ -115,13 +121,17 @@ def random_instants(count, n_workers=2, seed=0):
         return time.perf_counter()-start
     took,n = min(seconds() for _ in range(20)),0
     def interrupt(f):
+        nonlocal fired
+        fired = False
         signal.setitimer(signal.ITIMER_REAL, rnd.uniform(1e-6, took))
         try: f()
         finally: signal.setitimer(signal.ITIMER_REAL, 0)
+        return fired
     while passes.hits < count:
         passes.interrupted(interrupt)
         n += 1
     signal.signal(signal.SIGALRM, before)
+    assert not passes.swallowed, 'an interrupt is lost'
     return n
 
 if __name__=='__main__': print(globals()[sys.argv[1]](*map(int, sys.argv[2:])))

@@ -5,6 +5,7 @@ from functools import partial
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import test_images
 import torch
 from PIL import Image
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from learner_from_scratch.cli import find_images
 from learner_from_scratch.data import DataLoader,Dataset,Normalize,get_image_files,tfm_x
 from learner_from_scratch.folders import use_heic
 from learner_from_scratch.inference import (CheckOutputs,OneLabel,Predictor,Task,array_image,
-    check_meta,fit_image,in_order,load_learner,read_rgb,resizers)
+    check_meta,confusion_matrix,fit_image,in_order,load_learner,read_rgb,resizers)
 from learner_from_scratch.learner import DataLoaders
 from learner_from_scratch.loss import cross_entropy
 import learner_from_scratch.metrics  # methods of `Learner`
@@ -421,3 +422,43 @@ def test_grey_data_of_torch():
     for i,colour in enumerate(Greys.classes):
         got = learn.predict(Image.new('RGB', (9,8), colour))
         assert torch.allclose(got.probs, probs[i], atol=1e-5)
+
+# --- in order or not, loaders of ours on other data ---
+def test_our_loader_on_a_part(folder):
+    "A `Subset` knows nothing of its targets, and our data set inside knows those of all"
+    part = torch_data.Subset(Dataset(get_image_files(folder), size=8), range(6))
+    targs = torch.stack([y for _,y in part])
+    assert in_order(DataLoader(part, 4), targs)
+    assert not in_order(DataLoader(part, 4, shuffle=True), targs)
+
+@pytest.mark.parametrize('kind', [list, np.array, torch.tensor])
+def test_targets_of_any_kind(kind):
+    class Own(list): y = kind([0,2,1])
+    dl = DataLoader(Own([(torch.rand(2),torch.tensor(o)) for o in (0,2,1)]), 2)
+    assert in_order(dl, torch.tensor([0,2,1])) and not in_order(dl, torch.tensor([0,1,2]))
+
+def test_small_integers():
+    "Targets in 8 bits count as others do"
+    probs,targs = torch.eye(20),torch.arange(20)
+    small = targs.to(torch.uint8)
+    assert torch.equal(confusion_matrix(probs, small), torch.eye(20).long())
+    losses = [OneLabel().item_losses(probs, o) for o in (small,targs)]
+    assert torch.equal(*losses)
+
+@pytest.mark.parametrize('name', [o for o in test_images.refused if o[:4]=='tiff'])
+def test_image_as_its_file(name, tmp_path):
+    "What is refused as a file is refused as an image of Pillow's"
+    data,why = test_images.refused[name]
+    fn = test_images.written(tmp_path, name, data)
+    with pytest.raises(OSError): mean_pred().predict(fn)
+    with pytest.raises((OSError,ValueError)) as e: mean_pred().predict(Image.open(fn))
+    assert why in str(e.value)
+
+def test_nothing_to_predict(folder):
+    learn = torch_learner(Listed(channels_first))
+    with pytest.raises(ValueError, match='no batches to predict'): learn.get_preds([])
+
+def test_predictor_of_a_bare_learner(folder):
+    dl = DataLoader(Dataset(get_image_files(folder), size=8), 4)
+    learn = Learner(Mean(), DataLoaders(dl, dl), cross_entropy, .1)
+    with pytest.raises(ValueError, match='`SetupLearnerCB` is missing'): learn.predictor()

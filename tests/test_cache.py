@@ -1,5 +1,5 @@
 "Images decoded faster are the same; images decoded once are right, whole and bounded"
-import ctypes,os,pickle,platform,random,resource,shutil,signal,subprocess,sys,time
+import ctypes,os,pickle,platform,random,shutil,signal,subprocess,sys,time
 import warnings
 from functools import partial
 
@@ -19,6 +19,8 @@ from learner_from_scratch.inference import read_rgb
 from learner_from_scratch.labels import Images
 from test_images import *
 from test_loader import linux,test_errors_leave_nothing
+
+resource = pytest.importorskip('resource') # of Unix
 
 posix = pytest.mark.skipif(os.name!='posix', reason='needs fork and signals')
 fast = pytest.mark.skipif(cache.simplejpeg is None, reason='needs simplejpeg')
@@ -114,8 +116,8 @@ def test_broken_head_of_exif(kw, tmp_path):
         (tmp_path/'a.jpg').write_bytes(data[:start]+bad+data[start+len(bad):])
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            for read in read_fast,read_image: read(tmp_path/'a.jpg', 32)
-            assert read_rgb(tmp_path/'a.jpg').mode=='RGB'
+            for read in read_fast,read_image: assert np.array(read(tmp_path/'a.jpg', 32)).std()>10
+            assert read_rgb(tmp_path/'a.jpg').size==(60,90) # as it is stored
 
 odd = dict(grey=('L',{}), cmyk=('CMYK',{}), rgb=('RGB',dict(keep_rgb=True)),
            turned=('RGB',dict(exif=noted(Orientation=6))))
@@ -513,3 +515,9 @@ def test_reuse_memory_of_an_older_library(most, asked, monkeypatch):
             return int(k!=-3 or v<=most)
     monkeypatch.setattr(ctypes, 'CDLL', lambda name: Old)
     assert reuse_memory() is bool(most) and seen==asked
+
+def test_deleted_meanwhile(tmp_path):
+    "Another process may empty the folder at the same time"
+    there = tmp_path/'a'
+    there.write_bytes(bytes(7))
+    assert {k: o.st_size for k,o in cache._stats([there, tmp_path/'gone']).items()}=={there:7}

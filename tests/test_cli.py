@@ -7,8 +7,10 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from PIL import Image
+from learner_from_scratch import runs
+from learner_from_scratch.callbacks import Callback
 from learner_from_scratch.checkpoint import load_weights,save_model
-from learner_from_scratch.cli import lfs_find,lfs_predict,lfs_train
+from learner_from_scratch.cli import answer_all,lfs_find,lfs_predict,lfs_train
 from learner_from_scratch.data import get_image_files
 from learner_from_scratch.fetch import draw_shapes
 from learner_from_scratch.inference import Predictor
@@ -572,6 +574,7 @@ def test_locked_interrupted_killed_and_resumed(shapes, tmp_path):
     train_a(resume=True)
     lfs_train(str(shapes), **kw, out=b)
     assert same(a, b) and n_lines(a/'log.csv')==13
+    assert ckpts(a)[-1].name==ckpts(b)[-1].name # none of the epochs was trained twice
     last = ckpts(a)[-1]
     last.write_bytes(last.read_bytes()[:100])
     assert last.name in refused(train_a, resume=True)
@@ -651,3 +654,59 @@ def test_interrupted_imports():
     time.sleep(.5)
     p.send_signal(signal.SIGINT)
     assert (p.communicate()[1], p.returncode)==('',130)
+
+@pytest.mark.skipif(os.name=='nt', reason='needs links')
+def test_link_to_nowhere(trained, im, tmp_path, capsys):
+    "It is named, and the rest is answered"
+    link = tmp_path/'gone.jpg'
+    link.symlink_to(tmp_path/'nowhere.jpg')
+    for name in str(link),str(tmp_path/'*.jpg'):
+        assert 'gone.jpg' in refused(lfs_predict, [str(trained/'model.safetensors'), name, im])
+        assert Path(im).name in capsys.readouterr().out
+
+def test_base_of_a_new_training(shapes, trained, tmp_path):
+    "A fine-tuning doesn't move the model that it begins with"
+    out = shutil.copytree(trained, tmp_path/'out')
+    model = out/'model.safetensors'
+    line = refused(train, str(shapes), out=out, finetune=str(model), force=True)
+    assert 'is cleared' in line and model.exists()
+
+def test_pictures_among_images(shapes, tmp_path, monkeypatch):
+    "They would be images of the next training"
+    here = shutil.copytree(shapes, tmp_path/'photos')
+    monkeypatch.chdir(here)
+    assert 'choose another --out' in refused(lfs_find, '.', size=16)
+    assert 'choose another --out' in refused(train, '.', out='.')
+    assert sorted(o.name for o in here.iterdir())==sorted(o.name for o in shapes.iterdir())
+
+class Trained(Callback):
+    "How many tensors of weights are trained in each epoch"
+    order = 90
+    def before_fit(self): self.n = []
+    def before_epoch(self):
+        ps = self.model.parameters()
+        if self.model.training: self.n.append(sum(p.requires_grad for p in ps))
+
+@pytest.mark.parametrize('epochs,n', [(12, [2,4,6,8,10,10]+[10]*6), (11, [10]*11)])
+def test_new_head_first(shapes, tmp_path, epochs, n):
+    "From the last part to all, in half of the epochs; at once if these are too few"
+    few = tmp_path/'few'
+    for o in 'moon','star': shutil.copytree(shapes/'train'/o, few/o)
+    Predictor(simple_cnn(3), [*'abc'], 16).save(tmp_path/'m.safetensors')
+    learn = runs.folder_learner(few, finetune=tmp_path/'m.safetensors', bs=5)
+    learn.add_cb(seen := Trained())
+    runs.fit_run(learn, tmp_path/'out', epochs, False)
+    assert seen.n==n
+
+def test_answers_batch_by_batch(trained, shapes):
+    "Each file once, in its order, and told before the next batch is asked for"
+    pred = runs.load_predictor(trained/'model.safetensors')
+    files = [str(o) for o in get_image_files(shapes)[:5]]
+    told,asked,predict = [],[],pred.predict
+    def counted(files):
+        asked.append((len(files),len(told)))
+        return predict(files)
+    pred.predict = counted
+    errors = answer_all(pred, [*files,'gone.jpg'], None, told.append, bs=2)
+    assert [o['file'] for o in told]==files and asked==[(2,0),(2,2),(2,4)]
+    assert len(errors)==1 and 'gone.jpg' in errors[0]

@@ -14,7 +14,7 @@ def n_code(src):
 
 def test_chapter_is_short():
     "About a thousand lines, as the first page says"
-    assert sum(n_code(text(f'{lib}/{o}.py')) for o in chapter) < 1145
+    assert sum(n_code(text(f'{lib}/{o}.py')) for o in chapter) < 1150
 
 # --- one thing, one place ---
 funcs = ast.FunctionDef,ast.AsyncFunctionDef

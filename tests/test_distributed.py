@@ -169,6 +169,8 @@ def test_killed_and_resumed(trained, tmp_path):
     assert res.returncode and 'SIGKILL' in res.stderr
     assert not [*tmp_path.glob('*.pt')] and [*tmp_path.glob('2/*.ckpt')]
     for code,out in map(end, start([0,1], tmp_path)): assert code==0, out
+    calm,mine = [sorted((d/'2').glob('*.ckpt'))[-1].name for d in (trained[-1],tmp_path)]
+    assert mine==calm # who begins anew numbers on from where the killed one was
     for i in range(2):
         res = torch.load(tmp_path/f'{i}of2.pt')
         assert largest_diff(res['weights'], trained[1]['weights'])==0
@@ -185,3 +187,26 @@ def test_stopped_and_never_come(tmp_path):
             assert code==1 and event in out and re.search('[Tt]imed out', out), out
         assert stopped.poll() is None
     finally: stopped.kill(); stopped.communicate()
+
+@pytest.mark.parametrize('kind', ['DistributedCB','OverlapCB'])
+def test_branch_of_one_rank(trained, kind):
+    "Rank 1 never uses it, and takes the same steps; what nobody uses stays as it was"
+    one,r0,r1 = [o['branches'][kind] for o in trained[:3]]
+    assert largest_diff(one, r0) < 1e-6 and largest_diff(r0, r1)==0
+    begun = trained[0]['branches']['begun']
+    for k,v in one.items(): assert torch.equal(v, begun[k])==k.startswith('nobody'), k
+
+@pytest.mark.parametrize('kind', [DistributedCB, OverlapCB])
+def test_what_no_rank_uses(kind):
+    "It stays as it is, as in one process, whatever the weight decay"
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used,self.other = nn.Linear(3,2),nn.Linear(3,2)
+        def forward(self, x): return self.used(x)
+    torch.manual_seed(0)
+    net,dls = Net(),DataLoaders([(torch.randn(4,3),torch.arange(4)%2)]*3, [])
+    before = {k: p.detach().clone() for k,p in net.named_parameters()}
+    opt = partial(torch.optim.AdamW, weight_decay=.5)
+    with distrib_ctx(): Learner(net, dls, nn.CrossEntropyLoss(), .1, kind(), opt).fit(2)
+    for k,p in net.named_parameters(): assert torch.equal(p, before[k])==('other' in k)

@@ -362,7 +362,7 @@ def test_bad_members(srv, home, tmp_path, name):
     pack = zipped if 'zip' in name else tgz
     members = {k.format(tmp=tmp_path): v for k,v in bad[name].items()}
     url = srv.add('x.tgz', pack({'ds/a':b'1'} | members))
-    fails(url, home/'archive/x.tgz', '' if name=='long' else 'evil')
+    fails(url, home/'archive/x.tgz', 'through a link' if name=='long' else 'evil')
     assert left(home) == ['archive/x.tgz']
     assert list((home/'data').iterdir()) == []
     assert not [*tmp_path.rglob('evil')]

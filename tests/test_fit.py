@@ -236,3 +236,29 @@ def test_asked_between_steps(ask, tmp_path):
         Learner(model, DataLoaders(dl, dl), cross_entropy, .1, cbs).fit(2)
         weights.append(model.state_dict())
     for k,v in weights[0].items(): assert torch.equal(v, weights[1][k]), k
+
+def test_several_outputs():
+    "A network may answer with a tuple, if the loss takes one"
+    class Two(torch.nn.Linear):
+        def forward(self, x): return super().forward(x),x
+    class Named(list): vocab = ['a','b']
+    items = Named((torch.rand(2),torch.tensor(i%2)) for i in range(8))
+    dls = DataLoaders(DataLoader(items, 4), [])
+    def loss(preds, yb): return F.cross_entropy(preds[0], yb) + preds[1].mean()
+    model = Two(2,2)
+    before = model.weight.detach().clone()
+    learn = Learner(model, dls, loss, .1, SetupLearnerCB('cpu', tfm=lambda x: x))
+    learn.fit(1)
+    assert not torch.equal(model.weight, before) and learn.preds[1].shape==(4,2)
+
+@pytest.mark.parametrize('args', [(1,1.2,.1), (0,1.2,1), (1e-6,1,10)])
+def test_rates_that_do_not_grow(args):
+    dls = DataLoaders([(torch.rand(4,2),torch.arange(4)%2)]*9, [])
+    with pytest.raises(ValueError, match='rates grow'):
+        Learner(Linear(2,2), dls, cross_entropy, .1).lr_find(*args)
+
+def test_what_is_refused_is_not_kept():
+    "`layers` of a `Sequential` can't be assigned: nothing is registered under that name"
+    net = Sequential(Linear(2,2))
+    with pytest.raises(AttributeError): net.layers = Linear(3,3)
+    assert list(net.children)==['0'] and len(net.parameters())==2

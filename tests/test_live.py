@@ -161,7 +161,8 @@ def test_epochs(page):
         pred = Predictor.load(live/'model.safetensors')
         pred.model.load_state_dict(sd)
         compare(state(page), pred, images[0])
-        assert f'After epoch {e}: ' in page.locator('#learn .live-say').text_content()
+        said = page.locator('#learn .live-say').text_content()
+        assert f'After epoch {e} the network gets ' in said
         probs = pred.predict(Image.fromarray(images[0])).probs
         cells = page.locator('#learn tbody .live-now').all_text_contents()
         assert all(abs(float(c)-100*p)<.51 for c,p in zip(cells, probs, strict=True))
@@ -246,11 +247,23 @@ bad = dict(
     classes    = (weights(vocab=[*'abc']), '2 outputs for 3 classes'),
     size       = (weights(size=0), 'have 0 pixels'),
     stats      = (weights(stats=[[.5]*3,[0]*3]), 'deviations above 0'),
+    nobias     = (weights(lambda sd: sd.pop('5.b')), 'bias of 5 is missing'),
+    norelu     = (weights(lambda sd: sd.pop('0.b')), 'bias of 0 is missing'),
+    another    = (weights(arch='small_resnet'), 'BatchNorm of 0 is missing'),
     nolinear   = (weights(lambda sd: sd.pop('5.w')), 'linear layer at the end'),
     hole       = (weights(lambda sd: sd.pop('2.w')), "doesn't"),
     shape      = (weights(lambda sd: sd.update({'1.w':torch.zeros(32,8,3,3)})), '1 doesn'),
     bias       = (weights(lambda sd: sd.update({'1.b':torch.zeros(3)})), 'the bias of 1'),
     damaged    = (weights(lambda sd: sd['3.w'].fill_(float('nan'))), 'NaN'))
+
+def residual(gone):
+    "`small_resnet` without one of its numbers"
+    from learner_from_scratch.resnet import small_resnet
+    sd = {k:v.clone() for k,v in small_resnet(2).state_dict().items() if k!=gone}
+    return save(sd, dict(meta=json.dumps({**meta, 'arch':'small_resnet'})))
+
+for gone in '0.1.running_mean','2.bn1.w','2.bn2.running_var','2.bn1.b':
+    bad[gone] = (residual(gone), 'is missing')
 
 @pytest.mark.parametrize('data,why', bad.values(), ids=bad)
 def test_no_network(page, data, why):
@@ -283,7 +296,7 @@ def test_no_photo(page):
 drop = '''([name, type, bytes]) => {
     const dataTransfer = new DataTransfer();
     dataTransfer.items.add(new File([new Uint8Array(bytes)], name, {type}));
-    document.getElementById('live').dispatchEvent(new DragEvent('drop', {dataTransfer})); }'''
+    document.body.dispatchEvent(new DragEvent('drop', {dataTransfer, bubbles: true})); }'''
 
 def test_drop_sends_nothing(page):
     sent,png = [],BytesIO()
@@ -385,6 +398,15 @@ def test_keyboard(page):
     grid.press('End')
     assert grid.get_attribute('aria-valuenow')=='32'
 
+def test_epoch_buttons(page):
+    "The one that was pressed keeps the focus, and the next key goes on from there"
+    for e in 3,4:
+        if e==4: page.keyboard.press('Tab')
+        else: page.get_by_role('button', name='epoch 3').focus()
+        page.keyboard.press('Enter')
+        assert page.evaluate('document.activeElement.ariaLabel')==f'epoch {e}'
+        assert f'After epoch {e} ' in page.locator('#learn .live-say').text_content()
+
 def test_sums(page):
     "The numbers of the first layer add up, before and after ReLU"
     page.locator('.live-layer').nth(0).get_by_text('convolution', exact=True).click()
@@ -403,6 +425,10 @@ def test_play(page):
     page.get_by_role('button', name='Play', exact=True).click()
     moved = 's => document.querySelector(".live-title").textContent !== s'
     page.wait_for_function(moved, arg=before)
+    page.get_by_role('slider', name='Map of layer 6').press('Home') # no places to go through
+    assert page.locator('.live-controls button').text_content()=='Play'
+    page.get_by_role('slider', name='Map of layer 2').press('Home')
+    page.get_by_role('button', name='Play', exact=True).click()
     page.get_by_role('button', name='Pause', exact=True).click()
 
 def test_draw(page):
@@ -432,7 +458,7 @@ def test_readable(page, width):
     page.set_viewport_size(dict(width=width, height=900))
     page.get_by_role('slider', name='Map of layer 2').press('Home')
     for _ in range(2):
-        words = 'p, button, label, small, h4, span, figcaption, li, td, th, summary'
+        words = 'p, button, label, small, h3, span, figcaption, li, td, th, summary'
         found = page.locator(f'.live :is({words})').evaluate_all(f'''elements => {{
             const hasText = e => [...e.childNodes].some(o => o.nodeType===3);
             return ({contrasts})(elements.filter(hasText));

@@ -741,5 +741,28 @@ def test_show_images(ds):
     assert np.array_equal(plt.gcf().axes[0].images[0].get_array(), xs[0])
     plt.close('all')
 
-def test_default_cache():
-    assert 2**28 < total_memory() < 2**50
+def test_default_cache(fns, monkeypatch):
+    "An eighth of the memory, of a container's if it has less; of 8 GiB where nobody knows"
+    assert Dataset(fns).cache==total_memory()//8
+    machine = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    for said,n in ('1000000',10**6),('max',machine):
+        monkeypatch.setattr(Path, 'read_text', lambda fn: said)
+        assert total_memory()==n
+    def unknown(name): raise ValueError
+    monkeypatch.setattr(os, 'sysconf', unknown)
+    assert total_memory()==8*2**30
+
+def test_skipped_by_its_own_reader(tmp_path):
+    "A data set with other files tries them in its own way"
+    class Arrays(Dataset):
+        @staticmethod
+        def read(fn, size):
+            try: return Image.fromarray(np.load(fn)).resize((size,size))
+            except ValueError as e: raise OSError(f'no array in {fn}') from e
+    files = [tmp_path/'a'/f'{i}.npy' for i in range(4)]
+    files[0].parent.mkdir()
+    for o in files[:3]: np.save(o, np.zeros((4,4,3), 'uint8'))
+    files[3].write_bytes(b'no array')
+    with pytest.warns(UserWarning, match='1 of 4 images are skipped'):
+        ds = Arrays(files, on_error='skip')
+    assert list(ds.fns)==files[:3] and ds[0][0].shape==(64,64,3)

@@ -11,12 +11,14 @@ from fastcore.foundation import L
 from torch import nn
 from learner_from_scratch.callbacks import Callback,Learner
 from learner_from_scratch.checkpoint import Checkpoint,SaveBest,load_weights
+from learner_from_scratch.data import DataLoader
+from learner_from_scratch.inference import Task
 from learner_from_scratch.learner import DataLoaders,set_lr
 from learner_from_scratch.loss import cross_entropy
 from learner_from_scratch.metrics import (
     EarlyStopping,TensorBoard,WholeSet,from_sklearn,per_class,to_probs)
 from learner_from_scratch.modules import Linear
-from learner_from_scratch.recorder import Recorder,accuracy,lower_is_better
+from learner_from_scratch.recorder import Mean,Recorder,accuracy,lower_is_better
 from learner_from_scratch.regularize import EMA
 from learner_from_scratch.tasks import numbers,several_labels
 
@@ -301,3 +303,48 @@ def test_bars_without_a_table(tmp_path):
         outs,bars = in_notebook(tmp_path, cell, bare+'learn.fit(2)', code)
         assert [o['data']['text/html'] for o in outs]==[''], outs
         assert any('<progress' in o for o in bars)
+
+def in_cleanup(e): return any('clean-up' in o for o in e.__notes__)
+
+def test_restored_by_its_own_fit_alone(capsys):
+    "A fit that fails at its start doesn't bring back the weights of the one before"
+    batch = [(scores,targs)]
+    stop = EarlyStopping(restore_best=True)
+    learn = Learner(Scores(), DataLoaders(batch, batch), cross_entropy, .1, Recorder())
+    learn.fit(2, cbs=stop)
+    with torch.no_grad(): learn.model.w.fill_(7.)
+    with pytest.raises(ValueError, match='must be one of') as e:
+        learn.fit(1, cbs=[stop, SaveBest('x', 'typo')])
+    assert learn.model.w.item()==7 and not in_cleanup(e.value)
+    learn.remove_cb(Recorder)
+    with pytest.raises(ValueError, match='no table') as e:
+        learn.fit(1, cbs=EarlyStopping(restore_best=True))
+    assert not in_cleanup(e.value)
+
+class Parts(Task):
+    "Three numbers an image, and no metrics"
+    def activation(self, preds): return preds
+
+def test_no_metrics():
+    class Items(L): task = Parts()
+    ds = Items((torch.randn(5),torch.randn(3)) for _ in range(8))
+    dl = DataLoader(ds, 4)
+    def loss(preds, yb): return (preds-yb).square().mean()
+    learn = Learner(nn.Linear(5,3), DataLoaders(dl, dl), loss, .1)
+    assert list(learn.validate())==['valid_loss']
+    rec = Recorder(None)
+    rec.show = noop
+    learn.fit(1, cbs=rec)
+    assert rec.names==['epoch','train_loss','valid_loss','time'] and len(rec.rows[0])==4
+
+def test_partial_of_scikit_learn():
+    sk = pytest.importorskip('sklearn.metrics')
+    f1 = from_sklearn(partial(sk.f1_score, average='macro'))
+    assert f1.__name__=='f1_score'
+    assert row(f1)==pytest.approx([sk.f1_score(targs, scores.argmax(1), average='macro')])
+
+def test_mean_of_16_bits():
+    "Its sum has 32"
+    m = Mean()
+    for _ in range(1000): m.add(torch.tensor(3., dtype=torch.float16), 64)
+    assert m.value==3

@@ -203,3 +203,43 @@ def test_bar_for_many_files(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, 'bar', lambda items: seen.append(len(items)) or items)
     for n in 10_000,10_001: assert folders.same_files(L([fn]*n), L(fn))==[(fn,fn)]
     assert seen==[10_001]
+
+# --- what would go wrong in silence ---
+def test_items_of_its_own(shapes):
+    "A subclass with other items, or other images, is asked for them"
+    class Negative(Images):
+        def __getitem__(self, i):
+            x,y = super().__getitem__(i)
+            return 1-x,y
+    files = get_image_files(shapes)[:4]
+    a,b = [kind(files, size=16).batch([0,2])[0] for kind in (Images,Negative)]
+    assert torch.allclose(a, 1-b)
+
+def test_a_label_twice(shapes):
+    fn = get_image_files(shapes)[0]
+    vocab = [fn.parent.name]*2
+    with pytest.raises(ValueError, match='a label twice'): Images([fn], vocab=vocab)
+
+def test_columns_of_one_length(shapes):
+    files = [str(o.relative_to(shapes)) for o in get_image_files(shapes)[:3]]
+    with pytest.raises(ValueError, match="'file': 3, 'kind': 2"):
+        DataLoaders.from_csv(shapes, dict(file=files, kind=['a','b']))
+
+def test_sets_have_no_order():
+    "The order of a set of texts differs from process to process"
+    words = ['heart','moon','ring','star','cross','drop']
+    for o in set(words),frozenset(words): assert several_labels.clean(o)==tuple(sorted(words))
+    with pytest.raises(ValueError, match='has no order'): numbers.clean({1.,2.})
+
+def test_listed_twice(shapes):
+    "An image validates once"
+    files = [str(o.relative_to(shapes)) for o in get_image_files(shapes)]
+    twice = [files[0],files[0],files[1]]
+    train,valid = labeled_datasets(shapes, lambda fn: fn.parent.name, twice)
+    assert (len(train),len(valid))==(len(files)-2,2)
+
+def test_lines_of_a_table(tmp_path):
+    "They end where CSV says; the first one that isn't empty names the columns"
+    fn = tmp_path/'a.csv'
+    fn.write_bytes('\r\n\nfile;kind\r\na.jpg;"red\n\nball"\r\nb\x0c.jpg;x\x85\n'.encode())
+    assert read_csv(fn)==dict(file=['a.jpg','b\x0c.jpg'], kind=['red\n\nball','x\x85'])

@@ -1,18 +1,21 @@
 "Rates of parameter groups in a cycle, a search and a fit that goes on"
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR,SequentialLR,LinearLR
+from torch.optim.lr_scheduler import CosineAnnealingLR,LinearLR,ReduceLROnPlateau,SequentialLR
 from learner_from_scratch.callbacks import Callback,Learner,OneCycle
 from learner_from_scratch.checkpoint import Checkpoint
 from learner_from_scratch.finetune import by_names,by_parts,param_names
 from learner_from_scratch.learner import DataLoaders,SGD
 from learner_from_scratch.loss import cross_entropy
 from learner_from_scratch.modules import Linear,Sequential
-from learner_from_scratch.optimizers import AdamW,Momentum,Muon,Together,TorchSchedule,by_ndim
-from learner_from_scratch.recorder import KeepRatios
+from learner_from_scratch.inside import lsuv
+from learner_from_scratch.optimizers import AdamW,Momentum,Muon,Together,TorchSchedule
+from learner_from_scratch.optimizers import by_ndim,no_decay
+from learner_from_scratch.recorder import KeepRatios,Recorder
 
 torch.manual_seed(42)
 xs = torch.randn(1000,10)
@@ -107,8 +110,12 @@ def test_tied_names():
     assert list(param_names(model))[-2:]==['2.w','2.b']
     assert len(param_names(model))==len(model.parameters())
 
+def other_weights(model):
+    for p in model.parameters(): p.data.normal_()
+
 def fit(d, model, opt_func, *cbs, resume=False, kill=False, lr_max=None):
     run = Checkpoint(d, every=2, resume=resume)
+    if resume: other_weights(model)
     with suppress(KeyboardInterrupt):
         learner(model, opt_func, *cbs, run, *[Cat()]*kill).fit_one_cycle(3, lr_max)
     return torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -131,6 +138,7 @@ def test_scheduler_of_several(tmp_path):
         return SequentialLR(opt, two, milestones=[20])
     def part(d, resume=False, kill=False):
         model = theirs()
+        if resume: other_weights(model)
         cbs = [TorchSchedule(make), Checkpoint(d, every=2, resume=resume), *[Cat()]*kill]
         with suppress(KeyboardInterrupt): learner(model, torch.optim.AdamW, *cbs).fit(3)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -145,3 +153,30 @@ def test_one_group_as_before():
         learner(model, Momentum, OneCycle(.05), *cbs).fit(2)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
     assert torch.equal(weights(), weights(KeepRatios()))
+
+def test_plateau_of_this_fit():
+    "It watches the table of its own fit; a column that isn't there is told at the start"
+    plateau = partial(TorchSchedule, partial(ReduceLROnPlateau, patience=0), 'epoch')
+    learn = learner(theirs(), torch.optim.SGD)
+    learn.fit(1, cbs=Recorder())
+    with pytest.raises(ValueError, match='needs a `Recorder`'): learn.fit(1, cbs=plateau())
+    before = [p.detach().clone() for p in learn.model.parameters()]
+    with pytest.raises(ValueError, match="got 'val_loss'"):
+        learn.fit(1, cbs=[Recorder(), plateau('val_loss')])
+    assert all(torch.equal(a, b) for a,b in zip(before, learn.model.parameters()))
+
+def test_no_decay_of_a_lone_parameter():
+    w = nn.Parameter(torch.ones(3,2))
+    opt = AdamW(no_decay([dict(params=w)]), lr=.1)
+    w.square().sum().backward()
+    opt.step()
+    assert (w<1).all()
+    with pytest.raises(TypeError, match='in a list'): no_decay(w)
+
+def test_layer_that_is_never_called():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a,self.spare = nn.Linear(3,2),nn.Linear(3,2)
+        def forward(self, x): return self.a(x)
+    with pytest.raises(ValueError, match='layer spare'): lsuv(Net(), torch.randn(8,3))

@@ -1,8 +1,10 @@
 """A report of a training, in a browser: offline, light and dark, on a phone, and bad names"""
 import os,sys
+from pathlib import Path
 
 import pytest
 import torch
+from fastcore.xml import to_xml
 from PIL import Image
 from project import root
 from test_site import browser,contrasts,cut_off # noqa: fixtures
@@ -15,7 +17,7 @@ from learner_from_scratch.learner import DataLoaders
 from learner_from_scratch.loss import cross_entropy
 from learner_from_scratch.modules import simple_cnn
 from learner_from_scratch.recorder import Recorder
-from learner_from_scratch.report import live_file,live_part,save_report
+from learner_from_scratch.report import html_table,live_file,live_part,save_report
 from learner_from_scratch.resnet import resnet18,small_resnet
 from learner_from_scratch.tasks import Numbers,image_learner
 
@@ -221,3 +223,17 @@ def test_other_tasks_are_refused(tmp_path):
     with pytest.raises(ValueError, match='a report needs one label an image'):
         save_report(learn, tmp_path/'r.html')
     assert not (tmp_path/'r.html').exists()
+
+def test_loader_of_pytorch(learn, tmp_path):
+    "Of our images, a report is made from PyTorch's loader, too"
+    own = learn.dls.valid
+    learn.dls.valid = torch.utils.data.DataLoader(own.ds, 64)
+    try: save_report(learn, tmp_path/'a.html', {})
+    finally: learn.dls.valid = own
+    assert 'validation images are right' in (tmp_path/'a.html').read_text()
+
+def test_cells_of_any_kind():
+    "A path or a list is text, and escaped"
+    rows = [['folder',Path('a<b>')], ['size',(24,32)], ['lr',.1]]
+    html = to_xml(html_table(['name','value'], rows), indent=False)
+    for o in 'a&lt;b&gt;','(24, 32)','0.1': assert f'<td>{o}</td>' in html

@@ -65,12 +65,12 @@ def cell_diff(old, new):
     if 'exec_doc' in d:
         stored = 'outputs of `exec_doc` cells are not stored: `make notebooks` drops them'
         return stored if old.outputs else None
-    old,new = ([said(o) for o in c.outputs] for c in (old,new))
-    kinds = [', '.join(k for k,_ in o) or 'nothing' for o in (old,new)]
+    was,now = [[said(o) for o in c.outputs] for c in (old,new)]
+    kinds = [', '.join(k for k,_ in o) or 'nothing' for o in (was,now)]
     if kinds[0]!=kinds[1]: return f'{kinds[0]} is now {kinds[1]}'
     if 'varies' in d: return
     tol = float(d.get('tol', 1e-3))
-    return first(filter(None, (text_diff(o, p, tol) for (_,o),(_,p) in zip(old, new))))
+    return first(filter(None, (text_diff(o, p, tol) for (_,o),(_,p) in zip(was, now))))
 
 # --- running ---
 def neutral(s):

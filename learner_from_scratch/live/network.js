@@ -138,6 +138,25 @@ function build(node, name, layers) {
   } else for (const k of children(node)) build(node[k], name ? `${name}.${k}` : k, layers);
 }
 
+const there = o => o?.data instanceof Float32Array;
+
+function checkParts(arch, layers, fail) { // that no bias and no BatchNorm is missing
+  const plain = arch === 'simple_cnn'; // the others have a BatchNorm behind each convolution
+  for (const {name, steps} of layers) {
+    const all = steps.flatMap(s => [s, ...(s.shortcut ?? [])]);
+    all.forEach((s, i) => {
+      const normed = all[i + 1]?.op === 'norm';
+      if (s.op === 'conv' && plain && normed) fail(`${name} has a BatchNorm`);
+      if (s.op === 'conv' && !plain && !normed) fail(`the BatchNorm of ${name} is missing`);
+      const bias = s.op === 'linear' || plain && s.op === 'conv';
+      if (bias && !there(s.b)) fail(`the bias of ${name} is missing`);
+      if (s.op !== 'norm') return;
+      for (const k of ['running_mean', 'running_var', 'w', 'b'])
+        if (!there(s[k])) fail(`${k} of a BatchNorm of ${name} is missing`);
+    });
+  }
+}
+
 export function makeNetwork({tensors, meta}) {
   const known = checkMeta(meta), layers = [];
   try { build(tree(tensors), '', layers); } catch { layers.length = 0; }
@@ -145,6 +164,7 @@ export function makeNetwork({tensors, meta}) {
   for (const t of tensors.values()) net.weights += t.data.length;
   const fail = why => { throw new Error(`Its weights don't make a ${known.arch}: ${why}.`); };
   if (layers.at(-1)?.steps[0].op !== 'linear') fail('the linear layer at the end is missing');
+  checkParts(known.arch, layers, fail);
   let channels = 3;
   for (const {name, steps} of layers) for (const s of steps) {
     if (s.op === 'norm' && s.running_mean.data.length !== channels) fail(`${name} doesn't fit`);

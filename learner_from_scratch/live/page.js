@@ -3,6 +3,7 @@
 import * as nn from './network.js';
 
 const root = document.getElementById('live'), strip = document.getElementById('learn');
+const places = [root, strip].filter(Boolean); // a report has no `learn`
 const state = {net: null, image: null, answer: null, file: ''};
 const chosen = {layer: 0, step: 1, map: 0, row: 12, col: 12};
 const chapter = {nets: [], about: null};
@@ -78,8 +79,10 @@ const about = el('p', {className: 'live-about'}), made = el('p', {className: 'li
 const probs = el('ul', {className: 'live-probs', 'aria-label': 'Probabilities'});
 const layers = el('div', {className: 'live-layers'});
 const panel = group('live-panel', 'How this number is made');
-const back = button('Back to the first network', () => useEpoch(chapter.nets.length),
-  {hidden: true});
+const back = button('Back to the first network', () => {
+  useEpoch(chapter.nets.length);
+  thumbs.firstChild.focus(); // this button goes, and the keyboard needs a place
+}, {hidden: true});
 
 function picker(text, accept, take) {
   const file = el('input', {type: 'file', accept, className: 'live-file',
@@ -98,6 +101,7 @@ async function decode(blob) {
   g.fillStyle = 'white'; // what is transparent becomes white, as in the library
   g.fillRect(0, 0, w, h);
   g.drawImage(bitmap, 0, 0);
+  bitmap.close();
   return {pixels: withoutAlpha(g.getImageData(0, 0, w, h).data), w, h};
 }
 
@@ -137,7 +141,8 @@ async function takeNetwork(file) {
   } catch (e) { fail(`${file.name} can’t be used. ${e.message} Nothing of it was run.`); }
 }
 
-const take = file => file.type.startsWith('image/') ? takePhoto(file) : takeNetwork(file);
+// by its name, as many systems give a photo in HEIC no type
+const take = file => file.name.endsWith('.safetensors') ? takeNetwork(file) : takePhoto(file);
 
 function use(image) {
   if (!image.live) { stopCamera(); fail(''); } // another image was chosen
@@ -203,7 +208,7 @@ const opName = {conv: 'convolution', norm: 'BatchNorm', relu: 'ReLU', add: 'resi
 function buildLayers() {
   layers.replaceChildren(...state.net.layers.map(({name, steps}, l) => {
     const names = steps.map(s => opName[s.op]);
-    const title = el('h4', {}, `${l + 1} · ${names.join(', ')} `, el('small', {}));
+    const title = el('h3', {}, `${l + 1} · ${names.join(', ')} `, el('small', {}));
     const choice = group('live-steps', `Show layer ${l + 1} after`);
     if (steps.length > 1) choice.append(el('span', {}, 'after '), ...steps.map((s, i) =>
       button(opName[s.op], () => {
@@ -327,6 +332,7 @@ function explain() {
   const {layer, step, map} = chosen, {steps} = state.net.layers[layer];
   const x = state.answer.outputs[layer][step], flat = x.shape.length < 3;
   controls.hidden = sums.hidden = flat;
+  if (flat && timer) play.click(); // there are no places to go through
   if (flat) return explainFlat(steps[step], x, map);
   const [, h, w] = x.shape;
   Object.assign(rowRange, {max: h, value: chosen.row + 1});
@@ -400,9 +406,10 @@ function explainConv({w, b, stride}) {
   const channels = convParts({w, stride});
   const some = ni > 3 ? [...channels].sort(bySize).slice(0, 3) : channels;
   const name = c => layer ? `map ${c + 1}` : ['red', 'green', 'blue'][c];
+  const from = layer ? 'the layer before' : 'the image';
   sums.replaceChildren(...some.map(({c, filter, seen, top, left, sum}) => {
     const thumb = el('canvas', {role: 'img',
-      'aria-label': `${name(c)} of the layer before, with the window`});
+      'aria-label': `${name(c)} of ${from}, with the window`});
     paintMarked(thumb, x, c, layers.clientWidth < 600 ? 48 : 72, top, left, k);
     return el('div', {className: 'live-sum'},
       el('figure', {}, thumb, el('figcaption', {}, name(c))),
@@ -464,9 +471,9 @@ function explainFlat(s, x, k) {
 // --- see it learn ---
 const epochRange = () => el('input', {type: 'range', min: 1, max: 8,
   oninput: e => useEpoch(+e.target.value)});
-const epochNow = el('output', {});
+const epochNow = el('span', {'aria-hidden': true}); // the slider says it
 const sliders = [epochRange(), epochRange()]; // beside the images, and above the table
-const learned = el('p', {className: 'live-say', 'aria-live': 'polite'});
+const learned = el('p', {className: 'live-say'});
 const table = el('table', {className: 'live-table'});
 
 function useEpoch(e) {
@@ -486,34 +493,47 @@ function paintFilters(canvas, net) { // the filters of the first layer, in their
   }
 }
 
-function learn() {
+function buildTable() { // once: a column an epoch, with its filters, and a row a class
   const {nets, about} = chapter;
-  if (!strip) return;
-  const input = o => nn.normalize(inputPixels(state.image, o.size), o.size, o.stats);
-  const key = state.image;
-  if (learn.key !== key) learn.probs = nets.map(o => nn.run(o, input(o)).probs);
-  learn.key = key;
-  const now = nets.indexOf(state.net) + 1, shade = p => `--p: ${p}`;
-  const mark = e => e + 1 === now ? 'live-now' : '';
+  const row = (name, cells) => el('tr', {}, el('th', {scope: 'row'}, name), ...cells);
   const heads = nets.map((o, e) => {
     const c = el('canvas', {role: 'img',
       'aria-label': `The 16 filters of the first layer after epoch ${e + 1}`});
     paintFilters(c, o);
     const b = button(`${e + 1}`, () => useEpoch(e + 1), {'aria-label': `epoch ${e + 1}`});
-    return el('th', {scope: 'col', className: mark(e)}, b, c);
+    return el('th', {scope: 'col'}, b, c);
   });
-  const row = (name, cells) => el('tr', {}, el('th', {scope: 'row'}, name), ...cells);
-  const accs = about.accuracy.map((o, e) => el('td', {className: mark(e)}, `${Math.round(100*o)}`));
-  const rows = nets[0].vocab.map((name, k) => row(name, learn.probs.map((ps, e) =>
-    el('td', {className: `live-shade ${mark(e)}`, style: shade(ps[k])}, `${Math.round(100*ps[k])}`))));
+  const rows = nets[0].vocab.map(name =>
+    row(name, nets.map(() => el('td', {className: 'live-shade'}))));
+  const accs = about.accuracy.map(o => el('td', {}, `${Math.round(100*o)}`));
   table.replaceChildren(el('caption', {}, 'Probability of each class in %, for the image above'),
     el('thead', {}, row('epoch', heads)), el('tbody', {}, ...rows),
     el('tfoot', {}, row('accuracy, %', accs)));
+}
+
+function fillTable() { // what the network of each epoch says to the image
+  const input = o => nn.normalize(inputPixels(state.image, o.size), o.size, o.stats);
+  const probs = chapter.nets.map(o => nn.run(o, input(o)).probs);
+  [...table.tBodies[0].rows].forEach((row, k) => probs.forEach((ps, e) => {
+    row.cells[e + 1].textContent = Math.round(100*ps[k]);
+    row.cells[e + 1].style.setProperty('--p', ps[k]);
+  }));
+  return probs.map(argmax);
+}
+
+function learn() {
+  const {nets, about} = chapter;
+  if (!strip) return;
+  if (learn.image !== state.image) learn.best = fillTable();
+  learn.image = state.image;
+  const now = nets.indexOf(state.net) + 1;
+  for (const row of table.rows)
+    [...row.cells].forEach((o, e) => o.classList.toggle('live-now', e > 0 && e === now));
   const own = 'Your own network is shown above; the slider goes back to the chapter’s.';
   if (!now) return learned.textContent = own;
-  const best = nets[0].vocab[argmax(learn.probs[now - 1])], share = percent(about.accuracy[now - 1]);
-  learned.textContent =
-    `After epoch ${now}: ${share} of the validation images right, and for this one ${best}.`;
+  const best = nets[0].vocab[learn.best[now - 1]], share = percent(about.accuracy[now - 1]);
+  learned.textContent = `After epoch ${now} the network gets ${share} of the validation images ` +
+    `right, and takes this one for: ${best}.`;
 }
 const argmax = xs => xs.indexOf(Math.max(...xs));
 
@@ -531,13 +551,13 @@ function drawing() {
   let last = null;
   const point = e => [e.offsetX, e.offsetY];
   board.onpointerdown = e => {
-    if (e.button) return; // not the first one
+    if (e.button || !e.isPrimary) return; // neither another button nor a second finger
     last = point(e);
     board.setPointerCapture(e.pointerId);
     board.onpointermove(e); // a dot
   };
   board.onpointermove = e => {
-    if (!last) return;
+    if (!last || !e.isPrimary) return;
     Object.assign(g, {strokeStyle: pen.value, lineWidth: 18, lineCap: 'round'});
     g.beginPath();
     g.moveTo(...last);
@@ -558,8 +578,10 @@ const film = el('video', {className: 'live-film', muted: true, playsInline: true
   'aria-label': 'What the camera sees'});
 const watching = button('Use the camera', () => film.srcObject ? stopCamera() : useCamera());
 
+let asking = false; // until the browser has its answer
 async function useCamera() {
-  watching.disabled = true; // until the browser has its answer
+  if (asking) return;
+  asking = true;
   try {
     if (!navigator.mediaDevices) throw new Error('A page may use it over https only.');
     const video = {facingMode: 'environment'}; // of a phone's two, the one on its back
@@ -569,7 +591,7 @@ async function useCamera() {
   } catch (e) {
     stopCamera();
     return fail(`No camera. ${noCamera[e.name] ?? e.message}`);
-  } finally { watching.disabled = false; }
+  } finally { asking = false; }
   film.srcObject.getTracks()[0].onended = stopCamera;
   film.hidden = false;
   watching.textContent = 'Stop the camera';
@@ -603,7 +625,9 @@ document.addEventListener('visibilitychange', () => { if (document.hidden) stopC
 // The page says where its files are; in a report they stand in it, as addresses that begin with
 // `data:`
 async function file(key) {
-  return (await fetch(new URL(root.dataset[key], document.baseURI))).arrayBuffer();
+  const url = new URL(root.dataset[key], document.baseURI), answer = await fetch(url);
+  if (!answer.ok) throw new Error(`${url.pathname} can’t be loaded: ${answer.status}.`);
+  return answer.arrayBuffer();
 }
 
 function epochs({tensors, meta}, last) { // weights of the epochs, 8 bits each and a scale a filter
@@ -634,6 +658,7 @@ async function readImages(truths) { // they lie side by side in one picture, eac
 }
 
 async function start() {
+  for (const o of places) o.replaceChildren('Loading a network, about 1 MB…');
   const last = nn.readSafetensors(await file('model'));
   if (strip) {
     const kept = nn.readSafetensors(await file('epochs'));
@@ -656,9 +681,10 @@ async function start() {
     strip.replaceChildren(el('label', {className: 'live-epoch'}, 'after epoch ', sliders[1]),
       learned, el('div', {className: 'live-scroll', tabIndex: 0, role: 'region',
         'aria-label': 'Probabilities after each epoch'}, table));
+    buildTable();
   }
   root.replaceChildren(thumbs, pick, drawing(), problem,
-    el('p', {className: 'live-about'}, 'Or drop a photo or a model.safetensors here. ' +
+    el('p', {className: 'live-about'}, 'Or drop a photo or a model.safetensors on this page. ' +
       'Nothing leaves this machine: the page reads the file by itself and sends nothing.'), film,
     say, el('div', {className: 'live-answer'}, el('div', {}, input), probs), about, made, layers);
   state.image = images[0];
@@ -666,9 +692,9 @@ async function start() {
   root.dataset.ready = 'yes';
 }
 
-root.ondragover = e => { e.preventDefault(); root.classList.add('live-over'); };
-root.ondragleave = () => root.classList.remove('live-over');
-root.ondrop = e => {
+document.ondragover = e => { e.preventDefault(); root.classList.add('live-over'); };
+document.ondragleave = () => root.classList.remove('live-over');
+document.ondrop = e => {
   e.preventDefault();
   root.classList.remove('live-over');
   if (e.dataTransfer.files[0]) take(e.dataTransfer.files[0]);
@@ -678,4 +704,6 @@ const watch = new MutationObserver(() => requestAnimationFrame(paintLayers));
 for (const o of [document.documentElement, document.body])
   watch.observe(o, {attributes: true, attributeFilter: ['class', 'data-scheme']});
 matchMedia('(prefers-color-scheme: dark)').addEventListener('change', paintLayers);
-start().catch(e => root.replaceChildren(`The live network can’t be shown. ${e.message}`));
+start().catch(e => {
+  for (const o of places) o.replaceChildren(`The live network can’t be shown. ${e.message}`);
+});
