@@ -268,41 +268,42 @@ from learner_from_scratch.all import *
 class Slow(list):
     def __iter__(self):
         for o in super().__iter__(): time.sleep(.03); yield o
-x = torch.rand(40,8,1)
+x = torch.rand(20,8,1)
 dl = Slow((o,2*o+1) for o in x)
 mse = lambda preds,yb: ((preds-yb)**2).mean()
 learn = Learner(Linear(1,1), DataLoaders(dl, dl[:5]), mse, 0.1, Recorder(mse))
 '''
 
 def in_notebook(folder, *codes):
-    "The outputs of the last of the cells `codes`, and what its displays were updated with"
+    "The outputs of each of the cells `codes`, and of each update the cell and what it shows"
     nbclient = pytest.importorskip('nbclient')
     from nbformat.v4 import new_code_cell,new_notebook
     nb = new_notebook(cells=[new_code_cell(o) for o in codes])
     bars = []
     class Client(nbclient.NotebookClient):
         def process_message(self, msg, *args):
-            if msg['msg_type']=='update_display_data': bars.append(str(msg['content']))
+            cell = msg['parent_header'].get('msg_id')
+            if msg['msg_type']=='update_display_data': bars.append((cell,str(msg['content'])))
             return super().process_message(msg, *args)
     Client(nb, timeout=120, resources={'metadata': {'path': str(folder)}}).execute()
-    return nb.cells[-1].outputs,bars
+    return [o.outputs for o in nb.cells],bars
 
 def test_nothing_is_left_in_a_notebook(tmp_path):
     "One table, without a bar, and one line; no empty outputs"
-    outs,bars = in_notebook(tmp_path, cell, 'learn.fit(3)')
+    (_,outs),bars = in_notebook(tmp_path, cell, 'learn.fit(3)')
     assert [o['output_type'] for o in outs]==['stream','display_data'], outs
     assert '<progress' not in str(outs[1])
-    assert any('<progress' in o for o in bars)
+    assert any('<progress' in o for _,o in bars)
 
 def test_bars_without_a_table(tmp_path):
     "All of a cell share one output, which is empty at the end; the next cell has another"
     bare = 'learn = Learner(Linear(1,1), DataLoaders(dl, dl[:5]), mse, 0.1)\n'
     more = 'learn.fit(1)\nfor o in bar(Slow(range(5))): pass'
     ours = f'from learner_from_scratch.learner import Learner\n{bare}learn.fit(3)'
-    for code in bare+'learn.fit(3)', bare+more, ours:
-        outs,bars = in_notebook(tmp_path, cell, bare+'learn.fit(2)', code)
-        assert [o['data']['text/html'] for o in outs]==[''], outs
-        assert any('<progress' in o for o in bars)
+    codes = bare+'learn.fit(2)', bare+'learn.fit(3)', bare+more, ours
+    (_,*outs),bars = in_notebook(tmp_path, cell, *codes)
+    assert [[p['data']['text/html'] for p in o] for o in outs]==[['']]*4, outs
+    assert len({cell for cell,o in bars if '<progress' in o})==4
 
 def in_cleanup(e): return any('clean-up' in o for o in e.__notes__)
 

@@ -13,7 +13,7 @@ class LinearModel(Module):
 
 @pytest.fixture(scope='module')
 def best_accuracy(tmp_path_factory):
-    path = draw_shapes(tmp_path_factory.mktemp('data')/'shapes')
+    path = draw_shapes(tmp_path_factory.mktemp('data')/'shapes', 3000, 750)
     def _best(model, lr):
         learn = folder_learner(path, lr=lr, opt='sgd', aug='none')
         learn.model = model
