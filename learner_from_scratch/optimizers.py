@@ -56,15 +56,6 @@ class Optimizer:
 
     def new_state(self, p): return {k:torch.zeros_like(p.data) for k in self.keeps}
 
-    def update(self,
-        p:Tensor, # A parameter, changed in place
-        grad:Tensor, # Its gradient
-        s:dict, # The tensors that are kept for it
-        g:dict, # Its group, with the numbers
-    ):
-        "Move one parameter"
-        raise NotImplementedError
-
     def step(self):
         for g in self.param_groups:
             for p in g['params']:

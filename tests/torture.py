@@ -7,7 +7,7 @@ its own, so that one that hangs or crashes is counted, too.
 import argparse,builtins,errno,gc,hashlib,io,json,os,random,resource,shutil,signal,socket,sys
 import tempfile,time,zipfile
 from collections import Counter
-from contextlib import contextmanager,redirect_stdout,suppress
+from contextlib import contextmanager,redirect_stdout
 from itertools import cycle
 from pathlib import Path
 from unittest import mock
