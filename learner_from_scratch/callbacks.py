@@ -149,7 +149,9 @@ def stage(self:Learner,
     if self.interrupts: errs.append(self.interrupts.pop())
     cancels = tuple(_cancels.values())
     errs.sort(key=lambda e: isinstance(e, cancels)) # errors come first: False is less
-    for e in errs[1:]: errs[0].add_note(f'and in the clean-up: {e!r}')
+    for e in errs[1:]:
+        said = ' '.join([repr(e), *getattr(e, '__notes__', [])])
+        errs[0].add_note(f'and in the clean-up: {said}')
     if errs: raise errs[0]
 
 # %% ../nbs/10_callbacks.ipynb #eda1a235
