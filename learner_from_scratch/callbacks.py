@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['CancelEpochException', 'CancelBatchException', 'CancelStepException', 'Callback', 'SetupLearnerCB', 'TrackResults',
            'LRFinder', 'OneCycle', 'Alone', 'Learner', 'check_events', 'data_of', 'of_data', 'check_outputs',
-           'is_cross_entropy', 'GradientClip', 'GradientAccumulation', 'NarrowInFull', 'MixedPrecision',
-           'TerminateOnNaN']
+           'GradientClip', 'GradientAccumulation', 'NarrowInFull', 'MixedPrecision', 'TerminateOnNaN']
 
 # %% ../nbs/10_callbacks.ipynb #ad0ac7db
 import signal,threading
@@ -14,7 +13,6 @@ import torch
 from torch.overrides import TorchFunctionMode
 from contextlib import ExitStack,_GeneratorContextManager,closing,contextmanager,suppress
 from difflib import get_close_matches
-from inspect import unwrap
 from typing import Callable
 from fastcore.all import *
 from . import learner as chapter
@@ -352,23 +350,13 @@ def check_outputs(
     n = ' by '.join(map(str, preds.shape[1:])) or 'no'
     raise ValueError(f'the network has {n} outputs for {len(vocab)} classes')
 
-# %% ../nbs/10_callbacks.ipynb #a6671ddc
-def is_cross_entropy(
-    loss_func:Callable, # A loss
-)->bool: # Is each output the score of a class?
-    "Is `loss_func` cross-entropy, by its name? A lambda isn't recognized"
-    f = unwrap(loss_func)
-    f = getattr(f, 'func', f) # what a `partial` calls
-    name = getattr(f, '__name__', type(f).__name__)
-    return name.replace('_', '').lower().startswith('crossentropy')
-
 # %% ../nbs/10_callbacks.ipynb #b5ede50f
 @patch
 def after_pred(self:SetupLearnerCB):
-    "Raise `ValueError` if cross-entropy gets more outputs, or fewer, than there are classes"
-    if not (self.model.training and is_cross_entropy(self.loss_func)): return
-    vocab = of_data(self.dls.train, 'vocab', 'classes')
-    if vocab is not None and self.preds.ndim==2: check_outputs(self.preds, vocab)
+    "Raise `ValueError` if a network in training has not one output for each class"
+    vocab,preds = of_data(self.dls.train, 'vocab', 'classes'),self.preds
+    if vocab is None or not self.model.training: return
+    if torch.is_tensor(preds) and preds.ndim<3: check_outputs(preds, vocab)
 
 # %% ../nbs/10_callbacks.ipynb #35cfd50b
 class GradientClip(Callback):

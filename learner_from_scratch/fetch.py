@@ -176,8 +176,8 @@ def _blocks(web, timeout, min_rate):
 
 # %% ../nbs/00_fetch.ipynb #c8c5f114
 class _CellBar(NBProgressBar):
-    "A bar in a notebook; all the bars of a cell share one output, which is empty at the end"
-    cell = None
+    "A bar in a notebook; all bars of a cell that takes long share one output, at last empty"
+    cell,wait = None,2 # seconds without a bar
     def on_update(self, val, text, interrupted=False):
         super().on_update(val, text, interrupted)
         self.draw(self.progress)
@@ -185,9 +185,11 @@ class _CellBar(NBProgressBar):
     def draw(self, html):
         from IPython import get_ipython
         from IPython.display import HTML,display
-        bars,now = _CellBar,get_ipython().execution_count
-        if now==bars.cell: bars.out.update(HTML(html))
-        else: bars.cell,bars.out = now,display(HTML(html), display_id=True)
+        bars,cell = _CellBar,get_ipython().execution_count
+        if cell!=bars.cell: bars.cell,bars.out,bars.start = cell,None,time.time()
+        slow = time.time()-bars.start > bars.wait
+        if bars.out: bars.out.update(HTML(html))
+        elif html and slow: bars.out = display(HTML(html), display_id=True)
 
 # %% ../nbs/00_fetch.ipynb #eed6c049
 def _progress(items):

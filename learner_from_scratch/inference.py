@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['one_label', 'max_size', 'max_classes', 'heic_help', 'resizers', 'known_archs', 'Task', 'OneLabel', 'vocab_of',
-           'CollectPreds', 'same_mode', 'CheckOutputs', 'check_stats', 'check_size', 'check_vocab', 'check_choice',
-           'regular_file', 'heic_files', 'read_rgb', 'array_image', 'upright', 'fit_image', 'Predictor', 'Prediction',
-           'folder_images', 'image_list', 'Unlabelled', 'Predictions', 'check_arch', 'check_meta', 'import_path',
-           'find_arch', 'load_predictor', 'load_learner', 'as_shown', 'in_order', 'image_of', 'show_preds',
-           'check_one_label', 'confusion_matrix']
+           'CollectPreds', 'same_mode', 'check_stats', 'check_size', 'check_vocab', 'check_choice', 'regular_file',
+           'heic_files', 'read_rgb', 'array_image', 'upright', 'fit_image', 'Predictor', 'Prediction', 'folder_images',
+           'image_list', 'Unlabelled', 'Predictions', 'check_arch', 'check_meta', 'import_path', 'find_arch',
+           'load_predictor', 'load_learner', 'as_shown', 'in_order', 'image_of', 'show_preds', 'check_one_label',
+           'confusion_matrix']
 
 # %% ../nbs/13_inference.ipynb #55598315
 import importlib,reprlib,stat,sys,warnings
@@ -122,13 +122,6 @@ def get_preds(self:Learner,
     self.evaluate(dl, noop, [*setup,got])
     if not got.scores: raise ValueError('there are no batches to predict')
     return self.task.activation(torch.cat(got.scores)),torch.cat(got.targets)
-
-# %% ../nbs/13_inference.ipynb #f31a511e
-class CheckOutputs(Callback):
-    "Refuse a network with other outputs than the vocabulary has names, before it trains"
-    order = -10
-    def after_pred(self):
-        if self.model.training: check_outputs(self.preds, vocab_of(self.dls.train))
 
 # %% ../nbs/13_inference.ipynb #13a00004
 def check_stats(

@@ -54,9 +54,8 @@ class MixUp(Callback):
     ): self.beta = Beta(alpha, alpha)
 
     def before_fit(self):
-        def mixed(preds, yb): return self.mixed_loss(preds, yb)
-        self.plain_loss = mixed.__wrapped__ = self.loss_func
-        self.learner.loss_func = mixed
+        self.plain_loss = self.loss_func
+        self.learner.loss_func = self.mixed_loss
 
     def cleanup_fit(self):
         if not self.plain_loss: return

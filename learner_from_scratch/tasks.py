@@ -190,7 +190,7 @@ def image_learner(
     task.begin(model, ds.y)
     if stats: check_stats(stats, of_data(dls.train, 'channels', default=3))
     norm = Normalize(stats or image_stats(ds))
-    setup = [SetupLearnerCB(device, partial(tfm_x, norm=norm)), CheckOutputs()]
+    setup = [SetupLearnerCB(device, partial(tfm_x, norm=norm))]
     if getattr(dls, 'aug', None): setup.append(Augment(*dls.aug))
     table = Recorder(*L(metrics or task.metrics))
     cbs = [*setup,table,*L(cbs)]

@@ -295,12 +295,22 @@ def test_nothing_is_left_in_a_notebook(tmp_path):
     assert '<progress' not in str(outs[1])
     assert any('<progress' in o for _,o in bars)
 
+bare = '''
+from learner_from_scratch.fetch import _CellBar
+learn = Learner(Linear(1,1), DataLoaders(dl, dl[:5]), mse, 0.1)
+_CellBar.wait = '''
+
+def test_a_quick_cell_has_no_bar(tmp_path):
+    "Without a table, a fit that is over before a bar is due leaves no output at all"
+    (_,outs),bars = in_notebook(tmp_path, cell, bare+'100\nlearn.fit(1)')
+    assert (outs,bars)==([],[])
+
 def test_bars_without_a_table(tmp_path):
-    "All of a cell share one output, which is empty at the end; the next cell has another"
-    bare = 'learn = Learner(Linear(1,1), DataLoaders(dl, dl[:5]), mse, 0.1)\n'
+    "All of a slow cell share one output, empty at the end; the next cell has another"
     more = 'learn.fit(1)\nfor o in bar(Slow(range(5))): pass'
-    ours = f'from learner_from_scratch.learner import Learner\n{bare}learn.fit(3)'
-    codes = bare+'learn.fit(2)', bare+'learn.fit(3)', bare+more, ours
+    now = f'{bare}0\n'
+    ours = f'from learner_from_scratch.learner import Learner\n{now}learn.fit(3)'
+    codes = now+'learn.fit(2)', now+'learn.fit(3)', now+more, ours
     (_,*outs),bars = in_notebook(tmp_path, cell, *codes)
     assert [[p['data']['text/html'] for p in o] for o in outs]==[['']]*4, outs
     assert len({cell for cell,o in bars if '<progress' in o})==4
