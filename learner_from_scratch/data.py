@@ -49,14 +49,15 @@ def get_files(
     path:Path, # Folder to look in
     extensions=None, # Wanted suffixes, such as `.jpg`, in any case; all by default
     recurse:bool=True, # Also look in subfolders, except hidden ones?
-    folders=None, # Names of the top subfolders to look in; all by default
+    folders=None, # Names of the top subfolders, or `.` for `path` itself; all by default
     followlinks:bool=True, # Follow links to folders, but not back to one above?
 )->L: # Paths: those of a folder in order, then those in its subfolders
     "Files in `path`; raises `OSError` for a folder that can't be read"
     exts,folders = tuple(e.lower() for e in setify(extensions)),L(folders)
     above,res = {},L() # for each folder, the real names of itself and those above
     for p,dirs,names in os.walk(Path(path), followlinks=followlinks, onerror=_raise):
-        parents,real = above.get(os.path.dirname(p), set()),os.path.realpath(p)
+        parents = above.get(os.path.dirname(p), set())
+        real = os.path.realpath(p)
         if real in parents: # a link has led us back
             dirs.clear()
             continue
@@ -375,7 +376,8 @@ def verify_images(
     read=read_image, # From a name and a size to an image
 )->L: # For each that can't be used, its name and why
     "The files among `fns` that `read` can't read"
-    chunks,bad = bar(L(chunked(L(fns), 64))),partial(_unreadable, read=read)
+    chunks = bar(L(chunked(L(fns), 64)))
+    bad = partial(_unreadable, read=read)
     return L(in_threads(bad, chunks, n_workers or defaults.cpus)).concat()
 
 # %% ../nbs/01_data.ipynb #e79cd4c2

@@ -210,7 +210,8 @@ def receive(self:DistributedCB):
         work.wait()
         _,*used = flat[:1+len(b)].tolist()
         grads = (flat[1+len(b):]/flat[0]).split([p.numel() for p in b])
-        for p,k,g in zip(b, used, grads): p.grad = g.view_as(p).to(p.dtype) if k else None
+        for p,k,g in zip(b, used, grads):
+            p.grad = g.view_as(p).to(p.dtype) if k else None
     self.sent,self.items = [],0
 
 # %% ../nbs/14_distributed.ipynb #18e0cc4f

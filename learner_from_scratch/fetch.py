@@ -186,10 +186,9 @@ class _CellBar(NBProgressBar):
         from IPython import get_ipython
         from IPython.display import HTML,display
         bars,cell = _CellBar,get_ipython().execution_count
-        if cell!=bars.cell: bars.cell,bars.out,bars.start = cell,None,time.time()
-        slow = time.time()-bars.start > bars.wait
+        if cell!=bars.cell: bars.cell,bars.out,bars.due = cell,None,time.time()+bars.wait
         if bars.out: bars.out.update(HTML(html))
-        elif html and slow: bars.out = display(HTML(html), display_id=True)
+        elif html and time.time()>bars.due: bars.out = display(HTML(html), display_id=True)
 
 # %% ../nbs/00_fetch.ipynb #eed6c049
 def _progress(items):

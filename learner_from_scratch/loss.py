@@ -7,9 +7,6 @@ __all__ = ['nll', 'logsumexp', 'log_softmax', 'cross_entropy']
 
 # %% ../nbs/03_loss.ipynb #80399312
 import torch
-from .fetch import *
-from .data import *
-from .modules import *
 
 # %% ../nbs/03_loss.ipynb #98f19e58
 def nll(
@@ -17,7 +14,8 @@ def nll(
     target:torch.Tensor, # Indices of the right classes, int64 from 0 to `n`-1, `(bs,)`
 )->torch.Tensor: # A scalar, 0 at best
     "Negative log-likelihood: minus the mean log-probability of the right classes"
-    return -input.gather(-1, target.view(*input.shape[:-1],1)).mean()
+    idxs = target.view(*input.shape[:-1], 1)
+    return -input.gather(-1, idxs).mean()
 
 # %% ../nbs/03_loss.ipynb #4ea975b2
 def logsumexp(

@@ -146,7 +146,7 @@ def cuda(self:Module)->Module: # The same module
 
 # %% ../nbs/02_modules.ipynb #112b5a54
 def default_device(
-)->torch.device: # `cuda`, `mps` or `cpu`
+)->torch.device: # `cuda`, Apple's `mps` or `cpu`
     "The fastest kind of device on this machine"
     if torch.cuda.is_available(): return torch.device('cuda')
     if torch.backends.mps.is_available(): return torch.device('mps')
@@ -175,7 +175,8 @@ def __repr__(self:Module):
     "The tree of the module, with shapes and numbers of weights"
     weights = sum(p.numel() for p in self.parameters())
     shapes = ', '.join(f'{k} {tuple(p.shape)}' for k,p in self.params.items())
-    lines = [f'{type(self).__name__} {weights:,}' + (f': {shapes}' if shapes else '')]
+    line = f'{type(self).__name__} {weights:,}'
+    lines = [f'{line}: {shapes}' if shapes else line]
     for i,(name,module) in enumerate(self.children.items(), 1):
         lines += _branch(name, module, last=i==len(self.children))
     return '\n'.join(lines)
