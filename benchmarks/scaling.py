@@ -20,7 +20,7 @@ class Timer(Callback):
 class OwnLoss(DistributedCB):
     "Each rank keeps the loss of its own share, so that they meet once a step"
     def after_loss(self):
-        if self.model.training: self.items += len(self.batch[1])
+        if self.model.training: self.own = len(self.batch[1])
 
 class HalfTheBytes(DistributedCB):
     "Gradients travel as bfloat16"
@@ -28,7 +28,7 @@ class HalfTheBytes(DistributedCB):
 
 class Apart(OwnLoss):
     "Each rank steps for itself: they don't meet before the end of the epoch"
-    def after_backward(self): self.items = 0
+    def after_backward(self): self.own = 0
 
 class Wait(Apart):
     "Ranks wait for each other once a step, and send one number"
@@ -74,7 +74,7 @@ def main(
 ):
     "Compare 1 and 2 processes with the same total number of threads"
     if 'RANK' in os.environ: return rank_main(images, bs, size, epochs)
-    if threads%2: sys.exit(f'threads must be even, got {threads}')
+    if threads<2 or threads%2: sys.exit(f'threads must be even, at least 2, got {threads}')
     args = f'--images {images} --bs {bs} --size {size} --epochs {epochs}'.split()
     pairs = [[speeds(procs, threads, args) for procs in (1,2)] for _ in range(runs)]
     one = max(a['usual'] for a,_ in pairs)

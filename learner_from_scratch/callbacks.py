@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CancelEpochException', 'CancelBatchException', 'CancelStepException', 'Callback', 'SetupLearnerCB', 'TrackResults',
            'LRFinder', 'OneCycle', 'Alone', 'Learner', 'check_events', 'data_of', 'of_data', 'check_outputs',
-           'GradientClip', 'GradientAccumulation', 'NarrowInFull', 'MixedPrecision', 'TerminateOnNaN']
+           'AnyOutputs', 'GradientClip', 'GradientAccumulation', 'NarrowInFull', 'MixedPrecision', 'TerminateOnNaN']
 
 # %% ../nbs/10_callbacks.ipynb #ad0ac7db
 import signal,threading
@@ -353,10 +353,16 @@ def check_outputs(
 # %% ../nbs/10_callbacks.ipynb #b5ede50f
 @patch
 def after_pred(self:SetupLearnerCB):
-    "Raise `ValueError` if a network in training has not one output for each class"
-    vocab,preds = of_data(self.dls.train, 'vocab', 'classes'),self.preds
-    if vocab is None or not self.model.training: return
-    if torch.is_tensor(preds) and preds.ndim<3: check_outputs(preds, vocab)
+    "Raise `ValueError` if the network has not one output for each class"
+    dl = self.dls.train if self.model.training else self.dls.valid
+    vocab,yb = of_data(dl, 'vocab', 'classes'),self.batch[1]
+    if not (is_listy(vocab) and torch.is_tensor(yb) and torch.is_tensor(self.preds)): return
+    if yb.ndim<3: check_outputs(self.preds, vocab)
+
+# %% ../nbs/10_callbacks.ipynb #67292e52
+class AnyOutputs(SetupLearnerCB):
+    "`SetupLearnerCB` for a network whose outputs aren't those of the classes"
+    def after_pred(self): pass
 
 # %% ../nbs/10_callbacks.ipynb #35cfd50b
 class GradientClip(Callback):

@@ -154,14 +154,15 @@ class DistributedCB(Callback):
     ):
         if not dist.is_initialized():
             raise ValueError('DistributedCB needs `with distrib_ctx():`')
-        self.mb,self.items,self.sent,self.agreed = mb,0,[],True
+        self.mb,self.agreed = mb,True
+        self.items,self.own,self.sent = 0,0,[]
 
     def before_fit(self):
         self.learner.ranks = Ranks()
         check_alike(self.ranks.gather(fit_facts(self.learner)))
 
     def before_epoch(self):
-        self.items,self.sent,self.agreed = 0,[],False
+        self.items,self.own,self.sent,self.agreed = 0,0,[],False
         rng,epoch = torch.get_rng_state(),tensor(self.epoch)
         for t in [epoch, rng, *self.model.state_dict().values()]: dist.broadcast(t, 0)
         if epoch!=self.epoch:
@@ -181,7 +182,7 @@ def after_loss(self:DistributedCB):
     total = n*torch.stack([loss.detach(), torch.ones_like(loss)]).float()
     dist.all_reduce(total)
     self.learner.loss = loss-loss.detach() + total[0]/total[1]
-    self.items += n
+    self.own = n
 
 # %% ../nbs/14_distributed.ipynb #dc86731a
 @patch
@@ -191,7 +192,7 @@ def pack(self:DistributedCB,
     "A 1, a 1 or 0 for each of `b` that is used or not, and the gradients, all times the items"
     flags = tensor([1.]+[float(p.grad is not None) for p in b], device=b[0].device)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in b]
-    return torch.cat([flags, *[o.flatten() for o in grads]])*self.items
+    return torch.cat([flags, *[o.flatten() for o in grads]])*(self.items+self.own)
 
 # %% ../nbs/14_distributed.ipynb #c3769099
 @patch
@@ -211,8 +212,8 @@ def receive(self:DistributedCB):
         _,*used = flat[:1+len(b)].tolist()
         grads = (flat[1+len(b):]/flat[0]).split([p.numel() for p in b])
         for p,k,g in zip(b, used, grads):
-            p.grad = g.view_as(p).to(p.dtype) if k else None
-    self.sent,self.items = [],0
+            p.grad = torch.empty_like(p).copy_(g.view_as(p)) if k else None
+    self.sent,self.items,self.own = [],0,0
 
 # %% ../nbs/14_distributed.ipynb #18e0cc4f
 @patch
@@ -221,6 +222,13 @@ def after_backward(self:DistributedCB):
     ps = [p for p in self.model.parameters() if p.requires_grad]
     for b in buckets(ps, self.mb): self.send(b)
     self.receive()
+
+# %% ../nbs/14_distributed.ipynb #3fd8a34e
+@patch
+def after_batch(self:DistributedCB):
+    "Count the items of a batch without a step for the next one"
+    self.items += self.own
+    self.own = 0
 
 # %% ../nbs/14_distributed.ipynb #879775d6
 @patch

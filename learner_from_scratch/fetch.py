@@ -189,6 +189,7 @@ class _CellBar(NBProgressBar):
         if cell!=bars.cell: bars.cell,bars.out,bars.due = cell,None,time.time()+bars.wait
         if bars.out: bars.out.update(HTML(html))
         elif html and time.time()>bars.due: bars.out = display(HTML(html), display_id=True)
+        else: self.wait_for = 1 # look again at the next item
 
 # %% ../nbs/00_fetch.ipynb #eed6c049
 def _progress(items):

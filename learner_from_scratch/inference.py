@@ -180,7 +180,7 @@ def regular_file(
     return fn
 
 # %% ../nbs/13_inference.ipynb #bebaa086
-heic_help = 'HEIC needs the package pillow-heif, and a call of `use_heic()`'
+heic_help = 'HEIC needs the package pillow-heif and, in Python, a call of `use_heic()`'
 
 def heic_files(
     files, # Names of files

@@ -6,7 +6,8 @@
 __all__ = ['valid_words', 'train_words', 'few', 'name_label', 'label_func', 'each_label', 'read_csv', 'is_table', 'read_table',
            'column', 'table_files', 'check_names', 'labeled_files', 'stratified_split', 'is_valid', 'listed_split',
            'labeled_split', 'safe_name', 'Images', 'name_cure', 'measured', 'several_in', 'doubts', 'warn_of',
-           'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'own_table', 'labeled_datasets', 'usual_bs']
+           'tell_left_out', 'check_folders', 'valid_rows', 'rows_to_test', 'first_two', 'own_table', 'labeled_datasets',
+           'usual_bs']
 
 # %% ../nbs/30_labels.ipynb #db177515
 import csv,random,re,warnings
@@ -444,6 +445,17 @@ def valid_rows(
     chosen = each_label(is_valid, files, column(table, col))
     return L(o for o,yes in zip(files, chosen) if yes)
 
+# %% ../nbs/30_labels.ipynb #e7af2f3e
+def rows_to_test(
+    files, # Of the rows of a table
+    table, # As from `read_table`
+    col:str, # What this column says about each row, as for `is_valid`
+)->L: # Some of `files`
+    "Files of the part `test`, if there is another one to validate with"
+    words = [str(o).strip().lower() for o in column(table, col)]
+    if not {'val','valid','validation'} & set(words): return L()
+    return L(o for o,word in zip(files, words) if word=='test')
+
 # %% ../nbs/30_labels.ipynb #09316704
 def first_two(
     table:dict, # As from `read_table`
@@ -486,7 +498,11 @@ def labeled_datasets(
     found = labeled_files(path, labels, cols)
     if not found: tell_left_out(path, source)
     if labels is None: check_folders(L(found.keys()), path, split)
-    if isinstance(split, str): split = valid_rows(found, labels, split)
+    if isinstance(split, str):
+        valid,test = valid_rows(found, labels, split),set(rows_to_test(found, labels, split))
+        if test: print(f'{len(test)} images of the part test are for later')
+        found = {k: v for k,v in found.items() if k not in test}
+        split = valid.filter(lambda o: o not in test)
     clean = dict(zip(found, each_label(task.clean, found, found.values())))
     parts = labeled_split(clean, path, split, seed, 2 if labels is None else 1)
     used = sum(parts, L())

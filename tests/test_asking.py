@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch.utils import data as torch_data
 from learner_from_scratch import inference
-from learner_from_scratch.callbacks import Learner,SetupLearnerCB
+from fastcore.basics import noop
+from learner_from_scratch.callbacks import AnyOutputs,Learner,SetupLearnerCB
 from learner_from_scratch.checkpoint import save_model
 from learner_from_scratch.cli import find_images
 from learner_from_scratch.data import DataLoader,Dataset,Normalize,get_image_files,tfm_x
@@ -216,8 +217,12 @@ def test_wrong_network_is_refused_with_mixup(folder, loss):
     with pytest.raises(ValueError, match='7 outputs for 3 classes'): learn.fit(1)
     assert learn.loss_func is loss
 
-class AnyOutputs(SetupLearnerCB):
-    def after_pred(self): pass
+class Shown(Module):
+    "Means of the channels, `(bs, 3, 1, 1)`"
+    def __init__(self):
+        super().__init__()
+        self.w = Parameter(torch.ones(1))
+    def forward(self, xb): return self.w*xb.mean((2,3), keepdim=True)
 
 class TwoPreds(Module):
     "A network whose answer isn't a tensor"
@@ -234,6 +239,25 @@ def test_outputs_that_are_no_classes(folder):
     learn.cbs = [cb for cb in learn.cbs if type(cb) is not SetupLearnerCB]
     learn.fit(1)
     assert learn.preds.shape[1]==7
+
+def test_wrong_network_is_refused_in_validation(folder):
+    learn = wrong_learner(folder, 7)
+    for f in learn.validate,learn.get_preds:
+        with pytest.raises(ValueError, match='7 outputs for 3 classes'): f()
+
+def test_outputs_with_more_axes(folder):
+    "Without its last layer, whatever the loss"
+    learn = our_learner(folder)
+    learn.model,learn.loss_func = Sequential(Shown()),own_loss
+    with pytest.raises(ValueError, match='3 by 1 by 1 outputs for 3 classes'): learn.fit(1)
+
+@pytest.mark.parametrize('classes', [3, lambda: 3, 'abc'])
+def test_classes_that_are_no_list(classes):
+    "What some other library means by it"
+    data = torch_data.TensorDataset(torch.rand(4,3), torch.rand(4,1))
+    data.classes = classes
+    dls = DataLoaders(torch_data.DataLoader(data), [])
+    Learner(Linear(3,7), dls, own_loss, .1, SetupLearnerCB('cpu', noop)).fit(1)
 
 def test_saved_under_another_name(tmp_path):
     "Whatever the name, a network that isn't it is refused, and there is no file"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from forked import python
 from torch import nn
-from learner_from_scratch.callbacks import Callback,Learner
+from learner_from_scratch.callbacks import Callback,CancelBatchException,Learner
 from learner_from_scratch.distributed import (DistributedCB,OverlapCB,_data_facts,
                                               distrib_ctx)
 from learner_from_scratch.learner import DataLoaders
@@ -195,6 +195,42 @@ def test_branch_of_one_rank(trained, kind):
     assert largest_diff(one, r0) < 1e-6 and largest_diff(r0, r1)==0
     begun = trained[0]['branches']['begun']
     for k,v in one.items(): assert torch.equal(v, begun[k])==k.startswith('nobody'), k
+
+def fused(*cbs):
+    "Weights of a network with its channels last, after steps of a fused optimizer"
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    x = torch.randn(8,3,6,6)
+    net(x)
+    net.to(memory_format=torch.channels_last)
+    dls = DataLoaders([(x,torch.arange(8)%2)]*3, [])
+    Learner(net, dls, nn.CrossEntropyLoss(), .1, cbs, partial(torch.optim.Adam, fused=True)).fit(2)
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+@pytest.mark.parametrize('kind', [DistributedCB, OverlapCB])
+def test_gradients_lie_in_memory_as_their_parameters(kind):
+    "A fused optimizer goes through both by their bytes"
+    with distrib_ctx(): got = fused(kind())
+    assert torch.allclose(got, fused(), atol=1e-6)
+
+class Skip(Callback):
+    "Batch 0 is cancelled after its loss"
+    order = 5
+    def after_loss(self):
+        if self.model.training and self.num==0: raise CancelBatchException
+
+@pytest.mark.parametrize('kind', [DistributedCB, OverlapCB])
+def test_items_of_a_cancelled_batch(kind):
+    "They don't count for the next step"
+    seen = []
+    class Sums(kind):
+        def receive(self):
+            seen.append(self.sent[0][1][0].item())
+            super().receive()
+    dls = DataLoaders([(torch.randn(n,3),torch.arange(n)%2) for n in (5,4,3)], [])
+    with distrib_ctx():
+        Learner(nn.Linear(3,2), dls, nn.CrossEntropyLoss(), .1, [Sums(),Skip()]).fit(1)
+    assert seen==[4,3]
 
 @pytest.mark.parametrize('kind', [DistributedCB, OverlapCB])
 def test_what_no_rank_uses(kind):

@@ -79,6 +79,18 @@ def test_the_column_of_the_split_is_no_label(shapes, cols):
     assert set(dls.train.ds.labels+dls.valid.ds.labels)==set(kinds)
     assert len(dls.valid.ds)==len(files)//2
 
+def test_rows_for_a_test_are_left_out(shapes, capsys):
+    "They neither train nor validate, and that is told"
+    files = get_image_files(shapes/'train')
+    names = [o.relative_to(shapes).as_posix() for o in files]
+    parts = ['train','train','valid','Test']*(len(files)//4)
+    table = dict(file=names, kind=[o.parent.name for o in files], part=parts)
+    train,valid = labeled_datasets(shapes, table, 'part', size=8)
+    n = len(files)//4
+    assert (len(train),len(valid))==(2*n,n)
+    assert not set(train.fns+valid.fns) & set(files[3::4])
+    assert f'{n} images of the part test are for later' in capsys.readouterr().out
+
 def test_a_table_needs_two_columns(shapes):
     table = dict(file=['train/a.jpg'], is_valid=[1])
     with pytest.raises(ValueError, match='a column of files and one of labels'):
