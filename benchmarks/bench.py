@@ -259,11 +259,11 @@ targets = dict(
              lambda r: r['files']['secs']['ours']/r['files']['secs']['bare']),
     listing_bytes=('<=', 300, 'bytes a file that this keeps above the paths',
                    lambda r: r['files']['bytes']['ours']-r['files']['bytes']['bare']),
-    fit_pytorch=('<=', .35, "the chapter's run, of a plain PyTorch loop",
+    fit_pytorch=('<=', .35, "our run, of a plain PyTorch loop",
                  lambda r: r['fit']['ours']['secs']/r['fit']['pytorch']['secs']),
-    fit_fastai=('<=', .25, "the chapter's run, of fastai's",
+    fit_fastai=('<=', .25, "our run, of fastai's",
                 lambda r: r['fit']['ours']['secs']/r['fit']['fastai']['secs']),
-    fit_limit=('<=', 1.3, 'the same, of one decoding and the arithmetic',
+    fit_limit=('<=', 1.3, 'our run, of one decoding and the arithmetic',
                lambda r: r['fit']['ours']['secs']/floor(r, 'decode')),
     fast_limit=('<=', 1.15, 'the same with the faster decoder, before the first epoch',
                 lambda r: r['fit']['once']['secs']/floor(r, 'fast')),
@@ -325,7 +325,7 @@ def pulse(path):
 def noise(a, b):
     "What two pulses say against the figures between them, if they do"
     change = abs(a['speed']/b['speed']-1)
-    if change>.1: return f'the same pass took {change:.0%} more or less at the end'
+    if change>.1: return f'the same pass changed by {change:.0%}'
     others = max(a['others'], b['others'])
     if others>.1: return f'other programs took {others:.0%} of a processor'
 

@@ -143,7 +143,7 @@ def plot_lines(self:ActivationStats,
     for ax,k in zip(axs, ('mean','std','dead')):
         for name,s in self.stats.items(): ax.plot(s[k], label=name)
         ax.set(title=k, xlabel='batch')
-    axs[0].legend(fontsize=7)
+    axs[-1].legend(fontsize=7, loc='upper left', bbox_to_anchor=(1,1))
 
 # %% ../nbs/21_inside.ipynb #531b7b4f
 @patch

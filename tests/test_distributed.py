@@ -204,7 +204,8 @@ def fused(*cbs):
     net(x)
     net.to(memory_format=torch.channels_last)
     dls = DataLoaders([(x,torch.arange(8)%2)]*3, [])
-    Learner(net, dls, nn.CrossEntropyLoss(), .1, cbs, partial(torch.optim.Adam, fused=True)).fit(2)
+    adam = partial(torch.optim.Adam, fused=True)
+    Learner(net, dls, nn.CrossEntropyLoss(), .1, cbs, adam).fit(2)
     return torch.cat([p.detach().flatten() for p in net.parameters()])
 
 @pytest.mark.parametrize('kind', [DistributedCB, OverlapCB])
