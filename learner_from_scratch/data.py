@@ -178,7 +178,7 @@ class DataLoader:
         _one_thread_if_forked()
         chunks = chunked(self.order(), self.bs)
         if self.n_workers: yield from in_threads(self.batch, chunks, self.n_workers)
-        else: yield from map(self.batch, chunks)
+        else: yield from (self.batch(o) for o in chunks)
 
 # %% ../nbs/01_data.ipynb #5b1f60d1
 class Chunk(list):
