@@ -355,9 +355,10 @@ def check_outputs(
 def after_pred(self:SetupLearnerCB):
     "Raise `ValueError` if the network has not one output for each class"
     dl = self.dls.train if self.model.training else self.dls.valid
-    vocab,yb = of_data(dl, 'vocab', 'classes'),self.batch[1]
-    if not (is_listy(vocab) and torch.is_tensor(yb) and torch.is_tensor(self.preds)): return
-    if yb.ndim<3: check_outputs(self.preds, vocab)
+    vocab = of_data(dl, 'vocab', 'classes')
+    xb,yb = self.batch
+    tensors = torch.is_tensor(yb) and torch.is_tensor(self.preds)
+    if is_listy(vocab) and tensors and yb.ndim<3: check_outputs(self.preds, vocab)
 
 # %% ../nbs/10_callbacks.ipynb #67292e52
 class AnyOutputs(SetupLearnerCB):

@@ -6,8 +6,7 @@
 __all__ = ['valid_words', 'train_words', 'few', 'name_label', 'label_func', 'each_label', 'read_csv', 'is_table', 'read_table',
            'column', 'table_files', 'check_names', 'labeled_files', 'stratified_split', 'is_valid', 'listed_split',
            'labeled_split', 'safe_name', 'Images', 'name_cure', 'measured', 'several_in', 'doubts', 'warn_of',
-           'tell_left_out', 'check_folders', 'valid_rows', 'rows_to_test', 'first_two', 'own_table', 'labeled_datasets',
-           'usual_bs']
+           'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'own_table', 'labeled_datasets', 'usual_bs']
 
 # %% ../nbs/30_labels.ipynb #db177515
 import csv,random,re,warnings
@@ -439,22 +438,16 @@ def valid_rows(
     files, # Of the rows of a table
     table, # As from `read_table`
     col:str, # What this column says about each row, as for `is_valid`
-)->L: # Some of `files`
-    "Files to validate with; raises `ValueError` with one whose word isn't known"
+)->tuple[L,L]: # Files to validate with, and those that wait for a test
+    "What a column says of the rows; raises `ValueError` with a file whose word isn't known"
     if not is_table(table): raise ValueError(f'split={col!r} is a column, and there is no table')
-    chosen = each_label(is_valid, files, column(table, col))
-    return L(o for o,yes in zip(files, chosen) if yes)
-
-# %% ../nbs/30_labels.ipynb #e7af2f3e
-def rows_to_test(
-    files, # Of the rows of a table
-    table, # As from `read_table`
-    col:str, # What this column says about each row, as for `is_valid`
-)->L: # Some of `files`
-    "Files of the part `test`, if there is another one to validate with"
-    words = [str(o).strip().lower() for o in column(table, col)]
-    if not {'val','valid','validation'} & set(words): return L()
-    return L(o for o,word in zip(files, words) if word=='test')
+    words = column(table, col)
+    chosen = each_label(is_valid, files, words)
+    valid,test = L(),L()
+    for fn,yes,word in zip(files, chosen, words):
+        part = test if str(word).strip().lower()=='test' else valid
+        if yes: part.append(fn)
+    return (valid,test) if valid else (test,L())
 
 # %% ../nbs/30_labels.ipynb #09316704
 def first_two(
@@ -499,10 +492,9 @@ def labeled_datasets(
     if not found: tell_left_out(path, source)
     if labels is None: check_folders(L(found.keys()), path, split)
     if isinstance(split, str):
-        valid,test = valid_rows(found, labels, split),set(rows_to_test(found, labels, split))
+        split,test = valid_rows(found, labels, split)
         if test: print(f'{len(test)} images of the part test are for later')
-        found = {k: v for k,v in found.items() if k not in test}
-        split = valid.filter(lambda o: o not in test)
+        for o in test: del found[o]
     clean = dict(zip(found, each_label(task.clean, found, found.values())))
     parts = labeled_split(clean, path, split, seed, 2 if labels is None else 1)
     used = sum(parts, L())

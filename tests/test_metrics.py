@@ -305,6 +305,12 @@ def test_a_quick_cell_has_no_bar(tmp_path):
     (_,outs),bars = in_notebook(tmp_path, cell, bare+'100\nlearn.fit(1)')
     assert (outs,bars)==([],[])
 
+def test_a_bar_after_quick_items(tmp_path):
+    "It comes as soon as it is due, and not at the end"
+    loop = 'for i in bar(range(26)): time.sleep(0 if i<6 else .1)'
+    (_,outs),bars = in_notebook(tmp_path, cell, f'{bare}.5\n{loop}')
+    assert len(bars)>=4 and len(outs)==1
+
 def test_bars_without_a_table(tmp_path):
     "All of a slow cell share one output, empty at the end; the next cell has another"
     more = 'learn.fit(1)\nfor o in bar(Slow(range(5))): pass'
