@@ -33,6 +33,7 @@ other = dict(
     sign    = ('0.4680', '-0.4680'),
     coarse  = ('0.5', '0.6'),
     whole   = ('tensor([1., 2.])', 'tensor([1., 3.])'),
+    percent = ('44% sure', '43% sure'),
     isnan   = ('0.4680', 'nan'),
     word    = ('Parameter containing', 'Tensor containing'),
     more    = ('a', 'a b'),
@@ -51,6 +52,7 @@ def test_tolerance_of_a_cell():
     a,b = printed('0.46', '#| tol 0.1\nf()'),printed('0.50')
     assert not cell_diff(a, b)
     assert cell_diff(a, printed('0.60'))
+    assert not cell_diff(printed('44% sure', '#| tol 0.1\nf()'), printed('43% sure'))
     assert cell_diff(printed('3 of 5', '#| tol 0.9\nf()'), printed('4 of 5'))
 
 def test_varies():

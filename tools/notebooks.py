@@ -1,9 +1,9 @@
 """Run the notebooks: `run` stores their outputs, `check` compares new ones with those stored
 
-Floats may differ by 0.1 %, or by one in the last place of three decimals or more; a
-cell says `#| tol 0.1` if it needs more. Times, addresses and the line of code that warns
-may differ. Pictures only have to be there. In `#| varies` cells only the kinds of output
-count. All else has to be the same.
+Floats and percentages may differ by 0.1 %, floats also by one in the last place of three
+decimals or more; a cell says `#| tol 0.1` if it needs more. Times, addresses and the line
+of code that warns may differ. Pictures only have to be there. In `#| varies` cells only the
+kinds of output count. All else has to be the same.
 """
 import html,math,os,re,shutil,sys,tempfile,time
 from itertools import zip_longest
@@ -26,7 +26,7 @@ def directives(c):
     return dict(re.findall(r'^#\| *([\w-]+):? *(.*)', c.source, flags=re.M))
 
 # --- what a cell says ---
-num = re.compile(r'(?<![\w.])[-+]?(?:\d*\.\d+|\d+(?=e[-+]))(?:e[-+]?\d+)?')
+num = re.compile(r'(?<![\w.])[-+]?(?:\d*\.\d+|\d+(?=e[-+]|%))(?:e[-+]?\d+)?')
 address = re.compile(r'( at)? 0x[0-9a-f]+')
 line = re.compile(r'(?<=\.py):\d+(?=: \w*Warning)') # of the library, where it warns
 units = 's|secs?|seconds?|ms|[µμu]s|ns'
