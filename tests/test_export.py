@@ -238,7 +238,7 @@ def test_command_with_own_networks(tmp_path, monkeypatch, capsys):
 
 def test_command_with_bad_files(tmp_path):
     assert 'gone' in refused('gone\x1b[31m.safetensors')
-    assert 'empty name' in refused('')
+    assert 'there is no model.safetensors' in refused('')
     bad = tmp_path/'bad.safetensors'
     bad.write_text('x')
     assert 'bad.safetensors is damaged' in refused(str(bad))
