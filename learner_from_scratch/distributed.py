@@ -273,7 +273,8 @@ class OverlapCB(DistributedCB):
         if any(isinstance(cb, GradientAccumulation) for cb in self.cbs):
             raise ValueError("OverlapCB can't accumulate gradients: use DistributedCB")
 
-    def before_batch(self):
+    def after_loss(self):
+        super().after_loss()
         self.have,self.sent = set(),[]
         ps = [p for p in self.model.parameters() if p.requires_grad]
         if self.hooks.keys()==set(ps): return
@@ -287,6 +288,8 @@ class OverlapCB(DistributedCB):
 
     def ready(self, p):
         "The slope of `p` is there: send the buckets that are full now"
+        if p in self.have:
+            raise ValueError('OverlapCB takes one backward a batch: use DistributedCB')
         self.have.add(p)
         for b in self.groups[len(self.sent):]:
             if not self.have.issuperset(b): return

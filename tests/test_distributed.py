@@ -98,8 +98,16 @@ class Late(Callback):
             p.requires_grad_(self.epoch==1)
             p.grad = None
 
+class LateInBatch(Callback):
+    "In the second epoch the first layer is trained but for the first batch, else frozen"
+    def before_batch(self):
+        for p in self.model[0].parameters():
+            p.requires_grad_(self.epoch==1 and self.num>0)
+            p.grad = None
+
+@pytest.mark.parametrize('late', [Late,LateInBatch])
 @pytest.mark.parametrize('frozen', [True,False])
-def test_buckets_hold_what_is_trained(frozen):
+def test_buckets_hold_what_is_trained(frozen, late):
     "Whatever was trainable when the fit began"
     ws = {}
     class Look(Callback):
@@ -116,7 +124,7 @@ def test_buckets_hold_what_is_trained(frozen):
             for p in model[0].parameters(): p.requires_grad_(not frozen)
             dls = DataLoaders([(torch.randn(4,3),torch.arange(4)%2)]*3, [])
             look,opt = Look(),partial(torch.optim.AdamW, weight_decay=.5)
-            Learner(model, dls, nn.CrossEntropyLoss(), .1, [cb,look,Late()], opt).fit(3)
+            Learner(model, dls, nn.CrossEntropyLoss(), .1, [cb,look,late()], opt).fit(3)
             ws[type(cb)] = look.ws
     for a,b in zip(*ws.values()): assert torch.allclose(a, b, atol=1e-6)
     a,b,c = ws[OverlapCB]
