@@ -79,6 +79,38 @@ def test_numbers():
     assert row(rmse, scores=x, targs=y, loss=mse)==pytest.approx([want])
     assert lower_is_better(rmse.__name__)
 
+@pytest.mark.parametrize('n', [1,3])
+def test_numbers_by_default(n):
+    "They are compared as they are, and not by the place of the largest"
+    sk = pytest.importorskip('sklearn.metrics')
+    x,y = scores[:,:n],scores[:,-n:]
+    fs = sk.root_mean_squared_error,sk.r2_score
+    mse = lambda preds,yb: ((preds-yb)**2).mean()
+    got = row(*map(from_sklearn, fs), scores=x, targs=y, loss=mse)
+    assert got==pytest.approx([f(y.numpy(), x.numpy()) for f in fs])
+
+def test_probabilities_by_default():
+    "Of the second of two classes, and of all of more"
+    sk = pytest.importorskip('sklearn.metrics')
+    x,y = scores[:,:2],targs%2
+    fs = sk.roc_auc_score,sk.average_precision_score,sk.log_loss,sk.brier_score_loss
+    want = [f(y, x.softmax(1)[:,1]) for f in fs] + [sk.f1_score(y, x.argmax(1))]
+    got = row(*map(from_sklearn, [*fs,sk.f1_score]), scores=x, targs=y)
+    assert got==pytest.approx(want)
+    probs = scores.softmax(1).numpy()
+    fs = partial(sk.roc_auc_score, multi_class='ovr'),sk.log_loss,sk.top_k_accuracy_score
+    assert row(*map(from_sklearn, fs))==pytest.approx([f(targs.numpy(), probs) for f in fs])
+
+def test_several_labels_by_default():
+    "Each is a yes or no"
+    sk = pytest.importorskip('sklearn.metrics')
+    there = (scores+torch.randn(205,5)>0).float()
+    f1 = partial(sk.f1_score, average='macro')
+    want = [f1(there, scores>0), sk.roc_auc_score(there, scores.sigmoid())]
+    got = row(from_sklearn(f1), from_sklearn(sk.roc_auc_score), targs=there,
+              loss=several_labels.loss)
+    assert got==pytest.approx(want)
+
 def test_torchmetrics():
     try: import torchmetrics as tm
     except Exception as e: pytest.skip(f'no torchmetrics: {e}')   # or a broken torchvision
