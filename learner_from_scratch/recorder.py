@@ -129,7 +129,10 @@ def measure(self:Recorder,
 ):
     "Ask the metrics that want a batch, or those that want the whole set"
     for m,f in zip(self.means[1:], self.metrics):
-        if is_whole(f)==whole: m.add(f(preds, yb), len(yb))
+        if is_whole(f)!=whole: continue
+        theirs = hasattr(f, 'compute') and yb.is_floating_point() # of torchmetrics
+        answers = theirs and ((yb==0)|(yb==1)).all() # which they want as integers
+        m.add(f(preds, yb.long() if answers else yb), len(yb))
 
 # %% ../nbs/11_recorder.ipynb #bbab590c
 @patch

@@ -124,6 +124,27 @@ def test_torchmetrics():
         else:
             for o in f,WholeSet(f): assert row(o)==pytest.approx([want.item()])
 
+class Theirs:
+    "What an object of torchmetrics does with targets"
+    def __init__(self, floats=False): self.floats = floats
+    def update(self, preds, targs):
+        if targs.is_floating_point()!=self.floats: raise ValueError(f'{targs.dtype}')
+        self.sum = (preds*targs).sum()
+    def compute(self): return self.sum
+    def reset(self): self.sum = 0
+    def __call__(self, preds, targs):
+        self.update(preds, targs)
+        return self.compute()
+
+def test_answers_are_integers_for_torchmetrics():
+    "And numbers are not"
+    there = (scores>0).float()
+    bce = several_labels.loss
+    for f in Theirs(),WholeSet(Theirs()):
+        got = row(f, targs=there, loss=bce)
+        assert got==pytest.approx([(scores*there).sum().item()])
+    assert row(Theirs(floats=True), targs=there/2, loss=bce)==pytest.approx([got[0]/2])
+
 @pytest.mark.parametrize('name', ['MeanSquaredError','RMSE','MAE','cross_entropy'])
 def test_lowest_is_kept(name, tmp_path):
     "The first of three epochs that get worse, whatever the name's capitals"
