@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['valid_words', 'train_words', 'few', 'name_label', 'label_func', 'each_label', 'read_csv', 'is_table', 'read_table',
            'column', 'table_files', 'check_names', 'labeled_files', 'stratified_split', 'is_valid', 'listed_split',
-           'labeled_split', 'safe_name', 'Images', 'name_cure', 'measured', 'several_in', 'doubts', 'warn_of',
-           'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'own_table', 'labeled_datasets', 'usual_bs']
+           'labeled_split', 'as_python', 'is_nan', 'safe_name', 'Images', 'name_cure', 'measured', 'several_in',
+           'doubts', 'warn_of', 'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'own_table',
+           'check_columns', 'labeled_datasets', 'usual_bs']
 
 # %% ../nbs/30_labels.ipynb #db177515
 import csv,random,re,warnings
@@ -215,13 +216,27 @@ def labeled_split(
     raise ValueError(f'{path}: {len(train)} images to train on and {len(valid)} '
                      f'to validate with; both are needed{cure}')
 
+# %% ../nbs/30_labels.ipynb #a79f849e
+def as_python(
+    o, # A label, or several, of any type
+): # A text, a number, a list, or the like
+    "`o` itself, or what an array or a tensor has in it"
+    return o.tolist() if hasattr(o, 'tolist') else o
+
+def is_nan(
+    o, # A label
+)->bool:
+    "Is `o` a NaN, or NA of pandas?"
+    return (o!=o) is not False
+
 # %% ../nbs/30_labels.ipynb #946a3edb
 @patch
 def clean(self:Task,
     o, # What was found as a label
 )->str:
     "A label as text; raises `ValueError` if there is none"
-    if o is None or o!=o or is_listy(o): raise ValueError(f'{o!r} is no label')
+    o = as_python(o)
+    if o is None or is_listy(o) or is_nan(o): raise ValueError(f'{o!r} is no label')
     res = str(o).strip()
     if not res: raise ValueError('its label is empty')
     return res
@@ -285,6 +300,7 @@ class Images(Dataset):
         found = each_label(label_func(labels), self.fns, self.fns)
         self.labels = each_label(task.clean, self.fns, found)
         self.vocab = L(vocab) or task.names(self.labels)
+        if not self.vocab: raise ValueError('no image has a label')
         if len(set(self.vocab))<len(self.vocab):
             raise ValueError(f'`vocab` has a label twice: {list(self.vocab)}')
         self.v2i = self.vocab.val2idx()
@@ -471,6 +487,16 @@ def own_table(
     root,fn = Path(path).resolve(),Path(labels).resolve()
     return L(Path(path)/fn.relative_to(root) if fn.is_relative_to(root) else None)
 
+# %% ../nbs/30_labels.ipynb #052fcf38
+def check_columns(
+    vocab, # All labels, each once
+    cols, # Names or numbers of the columns with the labels
+):
+    "Raise `ValueError` if there is nothing but yes and no in several columns"
+    if vocab and set(vocab) <= {'0','1','0.0','1.0','True','False'}:
+        raise ValueError(f'the columns {list(cols)} hold 0 and 1: '
+                         'write the names of the labels into one column')
+
 # %% ../nbs/30_labels.ipynb #797935b8
 @delegates(Images, but='vocab')
 def labeled_datasets(
@@ -499,6 +525,7 @@ def labeled_datasets(
     parts = labeled_split(clean, path, split, seed, 2 if labels is None else 1)
     used = sum(parts, L())
     vocab = task.names(used.map(clean.get))
+    if is_table(labels) and is_listy(cols[1]): check_columns(vocab, cols[1])
     train,valid = [Images(o, found, vocab, task=task, **kwargs) for o in parts]
     print(f'{len(train)} images to train on, {len(valid)} to validate with')
     print(task.told(train.labels+valid.labels))

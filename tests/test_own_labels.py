@@ -2,6 +2,7 @@
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from fastcore.foundation import L
@@ -11,7 +12,7 @@ from learner_from_scratch.callbacks import Learner,SetupLearnerCB
 from learner_from_scratch.data import DataLoader,get_image_files
 from learner_from_scratch.fetch import draw_shapes
 from learner_from_scratch.folders import inner_folders,left_out,same_files
-from learner_from_scratch.inference import load_learner
+from learner_from_scratch.inference import load_learner,one_label
 from learner_from_scratch.labels import Images,doubts,is_table,labeled_datasets
 from learner_from_scratch.labels import read_csv,read_table,table_files,warn_of
 from learner_from_scratch.learner import DataLoaders
@@ -236,6 +237,36 @@ def test_columns_of_one_length(shapes):
     files = [str(o.relative_to(shapes)) for o in get_image_files(shapes)[:3]]
     with pytest.raises(ValueError, match="'file': 3, 'kind': 2"):
         DataLoaders.from_csv(shapes, dict(file=files, kind=['a','b']))
+
+@pytest.mark.parametrize('yes,no', [('1','0'),(1,0),(1.,0.),(True,False)])
+def test_a_column_for_each_label(shapes, yes, no):
+    "With yes and no is refused, so that no label is called 0"
+    files = get_image_files(shapes/'train')[:10]
+    table = dict(file=files, fire=[yes,no]*5, hot=[no]*10)
+    with pytest.raises(ValueError, match="the columns .'fire', 'hot'. hold 0 and 1"):
+        labeled_datasets(shapes, table, cols=('file',['fire','hot']), task=several_labels)
+
+def test_empty_cells_are_no_labels(shapes):
+    files = get_image_files(shapes/'train')[:10]
+    table = dict(file=files, a=['x','y']*5, b=[None,float('nan')]*5)
+    both,none = ('file',['a','b']),('file',['b'])
+    train,_ = labeled_datasets(shapes, table, cols=both, task=several_labels)
+    assert train.vocab==['x','y']
+    with pytest.raises(ValueError, match='no image has a label'):
+        labeled_datasets(shapes, table, cols=none, task=several_labels)
+
+def test_labels_of_pandas():
+    "NA is a missing one, whatever it answers to questions"
+    pd = pytest.importorskip('pandas')
+    assert several_labels.clean(pd.NA)==() and several_labels.clean(['a',pd.NA])==('a',)
+    with pytest.raises(ValueError, match='<NA> is no label'): one_label.clean(pd.NA)
+    with pytest.raises(ValueError, match='<NA> is no number'): numbers.clean(pd.NA)
+
+@pytest.mark.parametrize('kind', [np.array,torch.tensor])
+def test_labels_in_arrays(kind):
+    assert numbers.clean(kind([1.,2.]))==(1.,2.) and numbers.clean(kind(3.))==(3.,)
+    assert one_label.clean(kind(3))=='3' and several_labels.clean(kind([3,4]))==('3','4')
+    with pytest.raises(ValueError, match='is no label'): one_label.clean(kind([3,4]))
 
 def test_sets_have_no_order():
     "The order of a set of texts differs from process to process"
