@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['valid_words', 'train_words', 'few', 'name_label', 'label_func', 'each_label', 'read_csv', 'is_table', 'read_table',
-           'column', 'table_files', 'check_names', 'labeled_files', 'stratified_split', 'is_valid', 'listed_split',
-           'labeled_split', 'as_python', 'is_nan', 'safe_name', 'Images', 'name_cure', 'measured', 'several_in',
-           'doubts', 'warn_of', 'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'own_table',
+           'column', 'path_in', 'table_files', 'check_names', 'labeled_files', 'stratified_split', 'is_valid',
+           'listed_split', 'labeled_split', 'as_python', 'is_nan', 'safe_name', 'Images', 'name_cure', 'measured',
+           'several_in', 'doubts', 'warn_of', 'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'own_table',
            'check_columns', 'labeled_datasets', 'usual_bs']
 
 # %% ../nbs/30_labels.ipynb #db177515
-import csv,random,re,warnings
+import csv,os,random,re,warnings
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
@@ -110,13 +110,23 @@ def column(
     if col not in table: raise ValueError(f'no column {col!r}, there are {known}')
     return L(table[col])
 
+# %% ../nbs/30_labels.ipynb #1a970553
+def path_in(
+    path:Path, # A folder
+    name:str, # Of a file, from the folder on, or absolute
+)->Path: # Absolute if the file isn't in the folder
+    "The path by which a search through `path` finds a file"
+    root = os.path.join(os.path.abspath(path), '')
+    fn = os.path.abspath(os.path.join(root, name))
+    return Path(path)/fn.removeprefix(root)
+
 # %% ../nbs/30_labels.ipynb #2ef62944
 def table_files(
     path:Path, # Folder that the names start from
     names, # Of files
 )->L: # Their paths
     "Files in `path`; raises `ValueError` with the names of some that are missing or there twice"
-    files = L(names).map(lambda o: Path(path)/str(o).strip())
+    files = L(names).map(lambda o: path_in(path, str(o).strip()))
     missing = files.filter(lambda o: not o.is_file())
     twice = L(o for o,n in Counter(files).items() if n>1)
     for what,bad in ('not on disk',missing),('there twice',twice):
@@ -189,7 +199,7 @@ def listed_split(
     for o in L(names):
         if isinstance(o, (str,Path)): continue
         raise ValueError(f'`split` is a share, a column or a list of files, and has {o!r}')
-    valid = L(names).map(lambda o: o if o in labels else Path(path)/o).unique()
+    valid = L(names).map(lambda o: o if o in labels else path_in(path, o)).unique()
     strange = valid.filter(lambda o: o not in labels)
     if strange: raise ValueError(f'{strange[0]} has no label, how could it validate?')
     chosen = set(valid)

@@ -274,6 +274,23 @@ def test_sets_have_no_order():
     for o in set(words),frozenset(words): assert several_labels.clean(o)==tuple(sorted(words))
     with pytest.raises(ValueError, match='has no order'): numbers.clean({1.,2.})
 
+def test_other_names_of_a_file(shapes, monkeypatch, capsys):
+    "Absolute ones and detours, in a table and a split, where the folder is relative"
+    monkeypatch.chdir(shapes.parent)
+    files = get_image_files(shapes/'train')[:10]
+    names = [*files[:5], *[o.parent/'..'/o.parent.name/o.name for o in files[5:]]]
+    kinds = [o.parent.name for o in files]
+    path = Path(shapes.name)
+    train,valid = labeled_datasets(path, dict(file=names, kind=kinds), names[:2])
+    assert (train.fns+valid.fns).sorted()==[path/o.relative_to(shapes) for o in files]
+    out,n = capsys.readouterr().out,len(get_image_files(shapes))
+    assert f'Left out: {n-10} images' in out
+    train,valid = labeled_datasets(path, split=names)
+    assert (len(train),len(valid))==(n-10,10)
+    both = dict(file=[files[7],names[7]], kind=['a','b'])
+    with pytest.raises(ValueError, match='1 of 2 files are there twice'):
+        labeled_datasets(path, both)
+
 def test_listed_twice(shapes):
     "An image validates once"
     files = [str(o.relative_to(shapes)) for o in get_image_files(shapes)]
