@@ -122,6 +122,31 @@ def test_other_frames_are_tables():
     assert is_table(Frame())
     assert read_table(Frame())==dict(file=['a','b'], kind=[1,2])
 
+@pytest.mark.parametrize('cols,split', [(('id','width','file','kind'),None),
+                                        (('file','id','kind'),'file')])
+def test_the_column_of_the_files_is_named(shapes, cols, split):
+    "If it is another one"
+    files = get_image_files(shapes/'train')[:4]
+    table = {k: list('abcd') for k in cols} | dict(file=files)
+    with pytest.raises(ValueError, match="4 of 4 files of the column 'id' are not on disk"):
+        labeled_datasets(shapes, table, split)
+
+@pytest.mark.parametrize('task,labels', [
+    (one_label,'ab'), (one_label,[0,1]), (numbers,[.5,1]), (several_labels,[['a'],['a','b']])])
+def test_from_file_to_label(shapes, task, labels):
+    "A dictionary of that kind, of files or of their names"
+    files = get_image_files(shapes)
+    kinds = {o: labels[i%2] for i,o in enumerate(files)}
+    named = {str(o.relative_to(shapes)): v for o,v in kinds.items()}
+    dicts = kinds,named
+    for o in dicts[:1] if task is several_labels else dicts:
+        dls = DataLoaders.from_labels(shapes, o, task=task, size=8, split=.5)
+        got = dict(zip(dls.train.ds.fns, dls.train.ds.labels))
+        assert got=={fn: task.clean(kinds[fn]) for fn in got}
+        short = dict(list(o.items())[1:])
+        with pytest.raises(ValueError, match=f'{files[0]}: None is n'):
+            DataLoaders.from_labels(shapes, short, task=task)
+
 def test_ten_missing_files_are_named(shapes):
     with pytest.raises(ValueError, match='^30 of 30 files are not on disk: ') as e:
         table_files(shapes, [f'{i}.png' for i in range(30)])
@@ -243,8 +268,9 @@ def test_a_column_for_each_label(shapes, yes, no):
     "With yes and no is refused, so that no label is called 0"
     files = get_image_files(shapes/'train')[:10]
     table = dict(file=files, fire=[yes,no]*5, hot=[no]*10)
-    with pytest.raises(ValueError, match="the columns .'fire', 'hot'. hold 0 and 1"):
-        labeled_datasets(shapes, table, cols=('file',['fire','hot']), task=several_labels)
+    for cols in ['fire','hot'],[1,2]:
+        with pytest.raises(ValueError, match="the columns .'fire', 'hot'. hold 0 and 1"):
+            labeled_datasets(shapes, table, cols=('file',cols), task=several_labels)
 
 def test_empty_cells_are_no_labels(shapes):
     files = get_image_files(shapes/'train')[:10]
@@ -288,7 +314,7 @@ def test_other_names_of_a_file(shapes, monkeypatch, capsys):
     train,valid = labeled_datasets(path, split=names)
     assert (len(train),len(valid))==(n-10,10)
     both = dict(file=[files[7],names[7]], kind=['a','b'])
-    with pytest.raises(ValueError, match='1 of 2 files are there twice'):
+    with pytest.raises(ValueError, match='1 of 2 files of the column .file. are there twice'):
         labeled_datasets(path, both)
 
 def test_listed_twice(shapes):
