@@ -132,7 +132,7 @@ def test_the_column_of_the_files_is_named(shapes, cols, split):
         labeled_datasets(shapes, table, split)
 
 @pytest.mark.parametrize('task,labels', [
-    (one_label,'ab'), (one_label,[0,1]), (numbers,[.5,1]), (several_labels,[['a'],['a','b']])])
+    (one_label,'ab'), (one_label,[0,1]), (numbers,[.5,1]), (several_labels,[['a'],'ab'])])
 def test_from_file_to_label(shapes, task, labels):
     "A dictionary of that kind, of files or of their names"
     files = get_image_files(shapes)
