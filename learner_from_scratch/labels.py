@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['valid_words', 'train_words', 'few', 'name_label', 'label_func', 'each_label', 'read_csv', 'of_columns', 'is_table',
            'read_table', 'column_name', 'column', 'path_in', 'table_files', 'check_names', 'labeled_files',
-           'stratified_split', 'is_valid', 'listed_split', 'labeled_split', 'as_python', 'is_nan', 'safe_name',
-           'Images', 'name_cure', 'measured', 'several_in', 'doubts', 'warn_of', 'tell_left_out', 'check_folders',
-           'valid_rows', 'first_two', 'own_table', 'check_columns', 'labeled_datasets', 'usual_bs']
+           'stratified_split', 'is_valid', 'listed_split', 'labeled_split', 'as_python', 'is_nan', 'check_task',
+           'safe_name', 'Images', 'name_cure', 'measured', 'several_in', 'doubts', 'warn_of', 'tell_left_out',
+           'check_folders', 'valid_rows', 'first_two', 'own_table', 'check_columns', 'labeled_datasets', 'usual_bs']
 
 # %% ../nbs/30_labels.ipynb #db177515
 import csv,os,random,re,warnings
@@ -98,9 +98,11 @@ def is_table(
 def read_table(
     o, # Name of a CSV file, a DataFrame, or a dictionary of lists
 )->dict: # Lists by name
-    "The columns of a table; raises `ValueError` if their lengths differ"
+    "The columns of a table; raises `ValueError` if lengths differ or a name is there twice"
     if isinstance(o, (str,Path)): return read_csv(o)
-    table = {k: list(o[k]) for k in getattr(o, 'columns', o)}
+    names = list(getattr(o, 'columns', o))
+    if len(set(names))<len(names): raise ValueError(f'the table has a column twice: {names}')
+    table = {k: list(o[k]) for k in names}
     sizes = {k: len(v) for k,v in table.items()}
     if len(set(sizes.values()))<2: return table
     raise ValueError(f'the columns of a table must be of one length, and not {sizes}')
@@ -287,6 +289,14 @@ def target(self:Task,
     if label in v2i: return tensor(v2i[label])
     raise ValueError(f'label {label!r} is not in the vocabulary {list(v2i)}')
 
+# %% ../nbs/30_labels.ipynb #b545ff8e
+def check_task(
+    task, # What an image is asked for
+):
+    "Raise `TypeError` unless `task` is a task"
+    if isinstance(task, Task): return
+    raise TypeError(f'`task` must be such as one_label or SeveralLabels(), got {task!r}')
+
 # %% ../nbs/30_labels.ipynb #b2ae08dc
 def safe_name(
     name, # A label, or a part of a file's name
@@ -321,6 +331,7 @@ class Images(Dataset):
         on_error:str='raise', # A file that can't be read: 'raise' in its turn, or 'skip' it
     ):
         check_size(size)
+        check_task(task)
         check_choice('channels', channels, (1,3))
         check_choice('resize', resize, resizers)
         super().__init__(fns, cache=cache, on_error=on_error)
@@ -538,6 +549,7 @@ def labeled_datasets(
     **kwargs, # For `Images`
 )->tuple[Images,Images]: # To train on and to validate with
     "Two data sets with one vocabulary; prints what is in them and what was left out"
+    check_task(task)
     use_heic()
     source = own_table(path, labels)
     if is_table(labels):

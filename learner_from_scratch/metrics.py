@@ -77,7 +77,9 @@ def from_sklearn(
     **kwargs, # Passed to `f`
 )->WholeSet: # A metric for `Recorder`
     "Metric `f` of scikit-learn, taken over the whole set"
-    its_name = getattr(f, 'func', f).__name__ # `func`: of a `partial`
+    base = getattr(f, 'func', f) # of a `partial`
+    its_name = getattr(base, '__name__', type(base).__name__)
+    if its_name=='_Scorer': check_metric(f)
     def metric(preds, targs):
         pred = of(preds) if of else usual_form(preds, targs, its_name in asks_probs)
         return f(targs.numpy(), pred.numpy(), **kwargs)
@@ -287,7 +289,9 @@ class EarlyStopping(recorder.EarlyStopping):
 def __repr__(self:Dataset):
     name,n,k = type(self).__name__,len(self),len(self.vocab)
     labels = ', '.join(self.vocab[:3]) + (', …' if k>3 else '')
-    return f'{name}: {n:,} images, size {self.size}, {k} classes ({labels})'
+    answers = of_data(self, 'task', default=one_label).answers
+    what = 'numbers' if answers=='numbers' else 'classes'
+    return f'{name}: {n:,} images, size {self.size}, {k} {what} ({labels})'
 
 # %% ../nbs/16_metrics.ipynb #48999d43
 @patch

@@ -61,8 +61,10 @@ def check_metric(
 ):
     "Raise `TypeError` for a function of scikit-learn"
     f = getattr(f, 'func', f)
-    if str(getattr(f, '__module__', '')).startswith('sklearn'):
-        raise TypeError(f"{f.__name__} is scikit-learn's: give from_sklearn({f.__name__})")
+    if not str(getattr(f, '__module__', '')).startswith('sklearn'): return
+    if type(f).__name__=='_Scorer':
+        raise TypeError(f'{f} is for models of scikit-learn: give from_sklearn its function')
+    raise TypeError(f"{f.__name__} is scikit-learn's: give from_sklearn({f.__name__})")
 
 # %% ../nbs/11_recorder.ipynb #3ab90a26
 class Recorder(Callback):

@@ -13,6 +13,7 @@ from learner_from_scratch.callbacks import Callback,Learner
 from learner_from_scratch.checkpoint import Checkpoint,SaveBest,load_weights
 from learner_from_scratch.data import DataLoader
 from learner_from_scratch.inference import Task
+from learner_from_scratch.labels import Images
 from learner_from_scratch.learner import DataLoaders,set_lr
 from learner_from_scratch.loss import cross_entropy
 from learner_from_scratch.metrics import (
@@ -20,7 +21,7 @@ from learner_from_scratch.metrics import (
 from learner_from_scratch.modules import Linear
 from learner_from_scratch.recorder import Mean,Recorder,accuracy,lower_is_better
 from learner_from_scratch.regularize import EMA
-from learner_from_scratch.tasks import numbers,several_labels
+from learner_from_scratch.tasks import Numbers,numbers,several_labels
 
 root = Path(__file__).parent.parent
 torch.manual_seed(42)
@@ -69,6 +70,21 @@ def test_bare_scikit_learn(how):
     sk = pytest.importorskip('sklearn.metrics')
     for f in sk.r2_score,sk.f1_score:
         with pytest.raises(TypeError, match=f'from_sklearn.{f.__name__}'): row(how(f))
+def test_scorers():
+    "They ask models of scikit-learn, and have no name"
+    sk = pytest.importorskip('sklearn.metrics')
+    scorer = sk.make_scorer(sk.f1_score, average='macro')
+    for f in Recorder,from_sklearn,WholeSet:
+        with pytest.raises(TypeError, match='make_scorer.f1_score.*give from_sklearn its f'):
+            f(scorer)
+
+def test_repr_of_numbers():
+    "They are no classes"
+    pair = Numbers('x','y'),(1,2),'2 numbers (x, y)'
+    for task,y,told in (numbers,3,'1 numbers (number 1)'),pair:
+        ds = Images([Path('a.png')], lambda fn: y, task=task)
+        assert told in repr(ds)
+
 def test_numbers():
     "Targets that are numbers"
     sk = pytest.importorskip('sklearn.metrics')

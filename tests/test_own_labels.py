@@ -19,7 +19,7 @@ from learner_from_scratch.learner import DataLoaders
 from learner_from_scratch.modules import Linear,simple_cnn
 from learner_from_scratch.resnet import small_resnet
 from learner_from_scratch.tasks import Numbers,arch_name,grey,image_learner,numbers
-from learner_from_scratch.tasks import several_labels
+from learner_from_scratch.tasks import SeveralLabels,several_labels
 from pathlib import Path
 
 @pytest.fixture(scope='module')
@@ -287,6 +287,19 @@ def test_labels_of_pandas():
     assert several_labels.clean(pd.NA)==() and several_labels.clean(['a',pd.NA])==('a',)
     with pytest.raises(ValueError, match='<NA> is no label'): one_label.clean(pd.NA)
     with pytest.raises(ValueError, match='<NA> is no number'): numbers.clean(pd.NA)
+
+def test_a_column_twice(shapes):
+    "In a DataFrame, whose column is two columns then"
+    pd = pytest.importorskip('pandas')
+    table = pd.DataFrame([['a.png','x','y']], columns=['file','kind','kind'])
+    with pytest.raises(ValueError, match="a column twice: .'file', 'kind', 'kind'"):
+        DataLoaders.from_csv(shapes, table)
+
+@pytest.mark.parametrize('task', [SeveralLabels,'several',None])
+def test_a_task_is_an_object(shapes, task):
+    for f in labeled_datasets,Images:
+        with pytest.raises(TypeError, match='must be such as one_label or SeveralLabels'):
+            f(shapes, task=task)
 
 @pytest.mark.parametrize('kind', [np.array,torch.tensor])
 def test_labels_in_arrays(kind):
