@@ -515,6 +515,7 @@ def first_two(
     cols = [i for i,o in enumerate(table) if not (named and o==split)]
     if len(cols)>1: return cols[:2]
     names = ', '.join(map(str, table))
+    if named and split in table: names += f', of which {split!r} says the split'
     raise ValueError(f'a table needs a column of files and one of labels, got {names}')
 
 # %% ../nbs/30_labels.ipynb #3ec35f38

@@ -96,6 +96,9 @@ def test_a_table_needs_two_columns(shapes):
     table = dict(file=['train/a.jpg'], is_valid=[1])
     with pytest.raises(ValueError, match='a column of files and one of labels'):
         labeled_datasets(shapes, table, 'is_valid')
+    table = dict(file=['train/a.jpg'], kind=['a'])
+    with pytest.raises(ValueError, match="got file, kind, of which 'file' says the split"):
+        labeled_datasets(shapes, table, 'file')
 
 def test_columns_that_are_named_count(shapes):
     "Even that of the split"
