@@ -74,10 +74,13 @@ def empty_twin(
 def torch_class(
     cls:type, # A subclass of our `Module`
 )->type: # A subclass of PyTorch's
-    "A class with the `forward` of `cls`, and its other methods"
+    "A class with the `forward` of `cls`, and its other methods; `ValueError` if it has `super`"
     above = cls.__mro__.index(Module)
     methods = {}
     for c in reversed(cls.__mro__[:above]): methods |= vars(c)
+    code = getattr(methods.get('forward'), '__code__', None)
+    if code and '__class__' in code.co_freevars: # what super() asks
+        raise ValueError(f'{cls.__name__}.forward calls super(), and its twin has another one')
     ours = {k:v for k,v in methods.items() if k=='forward' or not hasattr(nn.Module, k)}
     ours['__reduce__'] = lambda self: (empty_twin, (cls,), vars(self))
     return type(cls.__name__, (nn.Module,), ours)

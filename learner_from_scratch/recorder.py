@@ -61,8 +61,10 @@ def check_metric(
 ):
     "Raise `TypeError` for a function of scikit-learn"
     f = getattr(f, 'func', f)
-    if str(getattr(f, '__module__', '')).startswith('sklearn'):
-        raise TypeError(f"{f.__name__} is scikit-learn's: give from_sklearn({f.__name__})")
+    if not str(getattr(f, '__module__', '')).startswith('sklearn'): return
+    if type(f).__name__=='_Scorer':
+        raise TypeError(f'{f} is for models of scikit-learn: give from_sklearn its function')
+    raise TypeError(f"{f.__name__} is scikit-learn's: give from_sklearn({f.__name__})")
 
 # %% ../nbs/11_recorder.ipynb #3ab90a26
 class Recorder(Callback):
@@ -129,7 +131,10 @@ def measure(self:Recorder,
 ):
     "Ask the metrics that want a batch, or those that want the whole set"
     for m,f in zip(self.means[1:], self.metrics):
-        if is_whole(f)==whole: m.add(f(preds, yb), len(yb))
+        if is_whole(f)!=whole: continue
+        theirs = hasattr(f, 'compute') and yb.is_floating_point() # of torchmetrics
+        answers = theirs and ((yb==0)|(yb==1)).all() # which they want as integers
+        m.add(f(preds, yb.long() if answers else yb), len(yb))
 
 # %% ../nbs/11_recorder.ipynb #bbab590c
 @patch

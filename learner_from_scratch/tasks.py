@@ -60,11 +60,13 @@ class SeveralLabels(Task):
     ): self.sep = sep
 
     def clean(self, o):
-        if not is_listy(o) and o!=o: o = '' # NaN
+        o = as_python(o)
+        if not is_listy(o) and is_nan(o): o = ''
         if isinstance(o, str): o = o.split(self.sep)
         if not is_listy(o): raise ValueError(f'{o!r} is neither a text nor a list of labels')
         if isinstance(o, (set,frozenset)): o = sorted(o, key=str) # they have no order
-        names = [str(v).strip() for v in o]
+        there = [v for v in map(as_python, o) if v is not None and not is_nan(v)]
+        names = [str(v).strip() for v in there]
         return tuple(v for v in names if v)
 
     def names(self, labels): return L(labels).concat().unique().sorted()
@@ -255,6 +257,7 @@ class Numbers(Task):
 
     def clean(self, o):
         if isinstance(o, (set,frozenset)): raise ValueError(f'{o!r} has no order')
+        o = as_python(o)
         cells = o if is_listy(o) else str(o).split()
         try: res = tuple(map(float, cells))
         except (TypeError,ValueError): res = ()

@@ -135,6 +135,34 @@ def test_parts_in_two_places():
     for a,b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(b.grad, a.grad)
 
+class Louder(Linear):
+    "Its `super` is that of our classes"
+    def forward(self, x): return 2*super().forward(x)
+
+class LouderStill(Louder): pass
+
+@pytest.mark.parametrize('cls', [Louder,LouderStill])
+def test_super_is_refused(cls):
+    "When it is translated, and not when it is called"
+    with pytest.raises(ValueError, match=f'{cls.__name__}.forward calls super'):
+        to_torch(Sequential(cls(3, 3)))
+
+class Parts(Module):
+    "Without a `forward`, for others to look into"
+    def __init__(self):
+        super().__init__()
+        self.lin = Linear(3, 3)
+
+class Asks(Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = Parts()
+    def forward(self, x): return self.parts.lin(x)
+
+def test_a_box_of_parts():
+    ours,x = Asks(),torch.rand(2, 3)
+    torch.testing.assert_close(to_torch(ours)(x), ours(x))
+
 def test_shared_weights_are_refused():
     a,b = Linear(3, 3),Linear(3, 3)
     b.w = a.w

@@ -13,6 +13,7 @@ from learner_from_scratch.callbacks import Callback,Learner
 from learner_from_scratch.checkpoint import Checkpoint,SaveBest,load_weights
 from learner_from_scratch.data import DataLoader
 from learner_from_scratch.inference import Task
+from learner_from_scratch.labels import Images
 from learner_from_scratch.learner import DataLoaders,set_lr
 from learner_from_scratch.loss import cross_entropy
 from learner_from_scratch.metrics import (
@@ -20,7 +21,7 @@ from learner_from_scratch.metrics import (
 from learner_from_scratch.modules import Linear
 from learner_from_scratch.recorder import Mean,Recorder,accuracy,lower_is_better
 from learner_from_scratch.regularize import EMA
-from learner_from_scratch.tasks import numbers,several_labels
+from learner_from_scratch.tasks import Numbers,numbers,several_labels
 
 root = Path(__file__).parent.parent
 torch.manual_seed(42)
@@ -69,6 +70,21 @@ def test_bare_scikit_learn(how):
     sk = pytest.importorskip('sklearn.metrics')
     for f in sk.r2_score,sk.f1_score:
         with pytest.raises(TypeError, match=f'from_sklearn.{f.__name__}'): row(how(f))
+def test_scorers():
+    "They ask models of scikit-learn, and have no name"
+    sk = pytest.importorskip('sklearn.metrics')
+    scorer = sk.make_scorer(sk.f1_score, average='macro')
+    for f in Recorder,from_sklearn,WholeSet:
+        with pytest.raises(TypeError, match='make_scorer.f1_score.*give from_sklearn its f'):
+            f(scorer)
+
+def test_repr_of_numbers():
+    "They are no classes"
+    pair = Numbers('x','y'),(1,2),'2 numbers (x, y)'
+    for task,y,told in (numbers,3,'1 numbers (number 1)'),pair:
+        ds = Images([Path('a.png')], lambda fn: y, task=task)
+        assert told in repr(ds)
+
 def test_numbers():
     "Targets that are numbers"
     sk = pytest.importorskip('sklearn.metrics')
@@ -78,6 +94,38 @@ def test_numbers():
     want = ((x-y)**2).mean().sqrt().item()
     assert row(rmse, scores=x, targs=y, loss=mse)==pytest.approx([want])
     assert lower_is_better(rmse.__name__)
+
+@pytest.mark.parametrize('n', [1,3])
+def test_numbers_by_default(n):
+    "They are compared as they are, and not by the place of the largest"
+    sk = pytest.importorskip('sklearn.metrics')
+    x,y = scores[:,:n],scores[:,-n:]
+    fs = sk.root_mean_squared_error,sk.r2_score
+    mse = lambda preds,yb: ((preds-yb)**2).mean()
+    got = row(*map(from_sklearn, fs), scores=x, targs=y, loss=mse)
+    assert got==pytest.approx([f(y.numpy(), x.numpy()) for f in fs])
+
+def test_probabilities_by_default():
+    "Of the second of two classes, and of all of more"
+    sk = pytest.importorskip('sklearn.metrics')
+    x,y = scores[:,:2],targs%2
+    fs = sk.roc_auc_score,sk.average_precision_score,sk.log_loss,sk.brier_score_loss
+    want = [f(y, x.softmax(1)[:,1]) for f in fs] + [sk.f1_score(y, x.argmax(1))]
+    got = row(*map(from_sklearn, [*fs,sk.f1_score]), scores=x, targs=y)
+    assert got==pytest.approx(want)
+    probs = scores.softmax(1).numpy()
+    fs = partial(sk.roc_auc_score, multi_class='ovr'),sk.log_loss,sk.top_k_accuracy_score
+    assert row(*map(from_sklearn, fs))==pytest.approx([f(targs.numpy(), probs) for f in fs])
+
+def test_several_labels_by_default():
+    "Each is a yes or no"
+    sk = pytest.importorskip('sklearn.metrics')
+    there = (scores+torch.randn(205,5)>0).float()
+    f1 = partial(sk.f1_score, average='macro')
+    want = [f1(there, scores>0), sk.roc_auc_score(there, scores.sigmoid())]
+    got = row(from_sklearn(f1), from_sklearn(sk.roc_auc_score), targs=there,
+              loss=several_labels.loss)
+    assert got==pytest.approx(want)
 
 def test_torchmetrics():
     try: import torchmetrics as tm
@@ -91,6 +139,27 @@ def test_torchmetrics():
             with pytest.raises((ValueError,RuntimeError)): row(f)
         else:
             for o in f,WholeSet(f): assert row(o)==pytest.approx([want.item()])
+
+class Theirs:
+    "What an object of torchmetrics does with targets"
+    def __init__(self, floats=False): self.floats = floats
+    def update(self, preds, targs):
+        if targs.is_floating_point()!=self.floats: raise ValueError(f'{targs.dtype}')
+        self.sum = (preds*targs).sum()
+    def compute(self): return self.sum
+    def reset(self): self.sum = 0
+    def __call__(self, preds, targs):
+        self.update(preds, targs)
+        return self.compute()
+
+def test_answers_are_integers_for_torchmetrics():
+    "And numbers are not"
+    there = (scores>0).float()
+    bce = several_labels.loss
+    for f in Theirs(),WholeSet(Theirs()):
+        got = row(f, targs=there, loss=bce)
+        assert got==pytest.approx([(scores*there).sum().item()])
+    assert row(Theirs(floats=True), targs=there/2, loss=bce)==pytest.approx([got[0]/2])
 
 @pytest.mark.parametrize('name', ['MeanSquaredError','RMSE','MAE','cross_entropy'])
 def test_lowest_is_kept(name, tmp_path):

@@ -2,6 +2,7 @@
 import warnings
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from fastcore.foundation import L
@@ -11,14 +12,14 @@ from learner_from_scratch.callbacks import Learner,SetupLearnerCB
 from learner_from_scratch.data import DataLoader,get_image_files
 from learner_from_scratch.fetch import draw_shapes
 from learner_from_scratch.folders import inner_folders,left_out,same_files
-from learner_from_scratch.inference import load_learner
+from learner_from_scratch.inference import load_learner,one_label
 from learner_from_scratch.labels import Images,doubts,is_table,labeled_datasets
 from learner_from_scratch.labels import read_csv,read_table,table_files,warn_of
 from learner_from_scratch.learner import DataLoaders
 from learner_from_scratch.modules import Linear,simple_cnn
 from learner_from_scratch.resnet import small_resnet
 from learner_from_scratch.tasks import Numbers,arch_name,grey,image_learner,numbers
-from learner_from_scratch.tasks import several_labels
+from learner_from_scratch.tasks import SeveralLabels,several_labels
 from pathlib import Path
 
 @pytest.fixture(scope='module')
@@ -95,6 +96,9 @@ def test_a_table_needs_two_columns(shapes):
     table = dict(file=['train/a.jpg'], is_valid=[1])
     with pytest.raises(ValueError, match='a column of files and one of labels'):
         labeled_datasets(shapes, table, 'is_valid')
+    table = dict(file=['train/a.jpg'], kind=['a'])
+    with pytest.raises(ValueError, match="got file, kind, of which 'file' says the split"):
+        labeled_datasets(shapes, table, 'file')
 
 def test_columns_that_are_named_count(shapes):
     "Even that of the split"
@@ -120,6 +124,31 @@ class Frame:
 def test_other_frames_are_tables():
     assert is_table(Frame())
     assert read_table(Frame())==dict(file=['a','b'], kind=[1,2])
+
+@pytest.mark.parametrize('cols,split', [(('id','width','file','kind'),None),
+                                        (('file','id','kind'),'file')])
+def test_the_column_of_the_files_is_named(shapes, cols, split):
+    "If it is another one"
+    files = get_image_files(shapes/'train')[:4]
+    table = {k: list('abcd') for k in cols} | dict(file=files)
+    with pytest.raises(ValueError, match="4 of 4 files of the column 'id' are not on disk"):
+        labeled_datasets(shapes, table, split)
+
+@pytest.mark.parametrize('task,labels', [
+    (one_label,'ab'), (one_label,[0,1]), (numbers,[.5,1]), (several_labels,[['a'],'ab'])])
+def test_from_file_to_label(shapes, task, labels):
+    "A dictionary of that kind, of files or of their names"
+    files = get_image_files(shapes)
+    kinds = {o: labels[i%2] for i,o in enumerate(files)}
+    named = {str(o.relative_to(shapes)): v for o,v in kinds.items()}
+    dicts = kinds,named
+    for o in dicts[:1] if task is several_labels else dicts:
+        dls = DataLoaders.from_labels(shapes, o, task=task, size=8, split=.5)
+        got = dict(zip(dls.train.ds.fns, dls.train.ds.labels))
+        assert got=={fn: task.clean(kinds[fn]) for fn in got}
+        short = dict(list(o.items())[1:])
+        with pytest.raises(ValueError, match=f'{files[0]}: None is n'):
+            DataLoaders.from_labels(shapes, short, task=task)
 
 def test_ten_missing_files_are_named(shapes):
     with pytest.raises(ValueError, match='^30 of 30 files are not on disk: ') as e:
@@ -237,11 +266,72 @@ def test_columns_of_one_length(shapes):
     with pytest.raises(ValueError, match="'file': 3, 'kind': 2"):
         DataLoaders.from_csv(shapes, dict(file=files, kind=['a','b']))
 
+@pytest.mark.parametrize('yes,no', [('1','0'),(1,0),(1.,0.),(True,False)])
+def test_a_column_for_each_label(shapes, yes, no):
+    "With yes and no is refused, so that no label is called 0"
+    files = get_image_files(shapes/'train')[:10]
+    table = dict(file=files, fire=[yes,no]*5, hot=[no]*10)
+    for cols in ['fire','hot'],[1,2]:
+        with pytest.raises(ValueError, match="the columns .'fire', 'hot'. hold 0 and 1"):
+            labeled_datasets(shapes, table, cols=('file',cols), task=several_labels)
+
+def test_empty_cells_are_no_labels(shapes):
+    files = get_image_files(shapes/'train')[:10]
+    table = dict(file=files, a=['x','y']*5, b=[None,float('nan')]*5)
+    both,none = ('file',['a','b']),('file',['b'])
+    train,_ = labeled_datasets(shapes, table, cols=both, task=several_labels)
+    assert train.vocab==['x','y']
+    with pytest.raises(ValueError, match='no image has a label'):
+        labeled_datasets(shapes, table, cols=none, task=several_labels)
+
+def test_labels_of_pandas():
+    "NA is a missing one, whatever it answers to questions"
+    pd = pytest.importorskip('pandas')
+    assert several_labels.clean(pd.NA)==() and several_labels.clean(['a',pd.NA])==('a',)
+    with pytest.raises(ValueError, match='<NA> is no label'): one_label.clean(pd.NA)
+    with pytest.raises(ValueError, match='<NA> is no number'): numbers.clean(pd.NA)
+
+def test_a_column_twice(shapes):
+    "In a DataFrame, whose column is two columns then"
+    pd = pytest.importorskip('pandas')
+    table = pd.DataFrame([['a.png','x','y']], columns=['file','kind','kind'])
+    with pytest.raises(ValueError, match="a column twice: .'file', 'kind', 'kind'"):
+        DataLoaders.from_csv(shapes, table)
+
+@pytest.mark.parametrize('task', [SeveralLabels,'several',None])
+def test_a_task_is_an_object(shapes, task):
+    for f in labeled_datasets,Images:
+        with pytest.raises(TypeError, match='must be such as one_label or SeveralLabels'):
+            f(shapes, task=task)
+
+@pytest.mark.parametrize('kind', [np.array,torch.tensor])
+def test_labels_in_arrays(kind):
+    assert numbers.clean(kind([1.,2.]))==(1.,2.) and numbers.clean(kind(3.))==(3.,)
+    assert one_label.clean(kind(3))=='3' and several_labels.clean(kind([3,4]))==('3','4')
+    with pytest.raises(ValueError, match='is no label'): one_label.clean(kind([3,4]))
+
 def test_sets_have_no_order():
     "The order of a set of texts differs from process to process"
     words = ['heart','moon','ring','star','cross','drop']
     for o in set(words),frozenset(words): assert several_labels.clean(o)==tuple(sorted(words))
     with pytest.raises(ValueError, match='has no order'): numbers.clean({1.,2.})
+
+def test_other_names_of_a_file(shapes, monkeypatch, capsys):
+    "Absolute ones and detours, in a table and a split, where the folder is relative"
+    monkeypatch.chdir(shapes.parent)
+    files = get_image_files(shapes/'train')[:10]
+    names = [*files[:5], *[o.parent/'..'/o.parent.name/o.name for o in files[5:]]]
+    kinds = [o.parent.name for o in files]
+    path = Path(shapes.name)
+    train,valid = labeled_datasets(path, dict(file=names, kind=kinds), names[:2])
+    assert (train.fns+valid.fns).sorted()==[path/o.relative_to(shapes) for o in files]
+    out,n = capsys.readouterr().out,len(get_image_files(shapes))
+    assert f'Left out: {n-10} images' in out
+    train,valid = labeled_datasets(path, split=names)
+    assert (len(train),len(valid))==(n-10,10)
+    both = dict(file=[files[7],names[7]], kind=['a','b'])
+    with pytest.raises(ValueError, match='1 of 2 files of the column .file. are there twice'):
+        labeled_datasets(path, both)
 
 def test_listed_twice(shapes):
     "An image validates once"
