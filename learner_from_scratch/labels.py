@@ -53,7 +53,8 @@ def each_label(
 )->L: # What `f` makes of each
     "Call `f` with all labels; an error names the file"
     res = L()
-    for fn,o in zip(fns, labels):
+    watched = bar(fns) if len(fns)>10_000 else fns # where it takes a while
+    for fn,o in zip(watched, labels):
         try: res.append(f(o))
         except ValueError as e: raise ValueError(f'{fn}: {e}') from e
         except Exception as e:

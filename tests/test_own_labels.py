@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastcore.foundation import L
-from learner_from_scratch import folders
+from learner_from_scratch import folders,labels
 from learner_from_scratch.augment import center_crop,random_crop,resized_crop,shift,zoom
 from learner_from_scratch.callbacks import Learner,SetupLearnerCB
 from learner_from_scratch.data import DataLoader,get_image_files
@@ -243,6 +243,13 @@ def test_bar_for_many_files(tmp_path, monkeypatch):
     fn.write_bytes(b'1')
     monkeypatch.setattr(folders, 'bar', lambda items: seen.append(len(items)) or items)
     for n in 10_000,10_001: assert folders.same_files(L([fn]*n), L(fn))==[(fn,fn)]
+    assert seen==[10_001]
+
+def test_bar_over_many_labels(monkeypatch):
+    "It's for those who wait"
+    seen = []
+    monkeypatch.setattr(labels, 'bar', lambda o: seen.append(len(o)) or o)
+    for n in 10_000,10_001: assert len(labels.each_label(int, range(n), range(n)))==n
     assert seen==[10_001]
 
 # --- what would go wrong in silence ---
