@@ -95,12 +95,24 @@ def model_file(
     return str(Path(name)/'model.safetensors')
 
 # %% ../nbs/39_cli.ipynb #ef5e2c7f
+_tables = '.csv','.tsv','.txt'
+_pictures = '.png','.jpg','.jpeg','.webp','.tif','.tiff','.pdf','.svg','.eps'
+
 def check_writable(
     name:str, # Of a file to write
+    *inputs:str, # Names of files that are read
+    suffixes:tuple=(), # That the name may have; by default any
 ):
-    "Raise `OSError` if `name` is a folder, or is in none"
-    if Path(name).is_dir(): raise IsADirectoryError(f'{name} is a folder')
-    check_there(Path(name).absolute().parent)
+    "Raise `OSError` or `ValueError` if `name` isn't for a file, or for another one"
+    path = Path(name)
+    if path.is_dir(): raise IsADirectoryError(f'{name} is a folder')
+    check_there(path.absolute().parent)
+    for o in inputs:
+        same = path.exists() and os.path.exists(o) and path.samefile(o)
+        if same: raise FileExistsError(f'{name} is read, and would be replaced')
+    if suffixes and path.suffix and path.suffix.lower() not in suffixes:
+        raise ValueError(f'the name {name} must end in {", ".join(suffixes)}')
+
 
 # %% ../nbs/39_cli.ipynb #a9ac7cbe
 _known = dict(aug=['none','flip','full'], opt=['adamw','sgd','momentum','muon'])
@@ -277,7 +289,7 @@ def lfs_predict(
         if args.topk is not None and args.topk<1:
             raise ValueError(f'`topk` must be at least 1, got {args.topk}')
         model = model_file(args.model)
-        if args.csv: check_writable(args.csv)
+        if args.csv: check_writable(args.csv, model, *args.images, suffixes=_tables)
         with no_interrupt(): from learner_from_scratch import folders,runs
         pred = runs.load_predictor(model, args.arch)
         folders.use_heic()
@@ -286,7 +298,7 @@ def lfs_predict(
             answers.append(got)
             if args.json or not args.csv: print(answer_line(got, args.json), flush=True)
         errors = answer_all(pred, files, args.topk, tell)
-        if args.csv:
+        if args.csv and answers:
             save_answers(answers, args.csv)
             print(printable(f'Saved in {args.csv}: {len(answers)} answers'), file=sys.stderr)
         if errors:
@@ -310,12 +322,14 @@ def lfs_find(
     with one_line('lfs_find'), skip_hint():
         if folder!='shapes': check_there(folder)
         check_asked(dict(bs=bs, size=size, opt=opt))
-        check_writable(out)
+        check_writable(out, suffixes=_pictures)
         with no_interrupt(): from learner_from_scratch import runs
         runs.check_place(Path(out).parent, Path(folder))
         bad = 'skip' if skip else 'raise'
         kwargs = dict(bs=bs, size=size, arch=arch, opt=opt, on_error=bad)
         learn = runs.folder_learner(folder, labels, share_or_column(split), **kwargs)
+        read = learn.dls.train.ds.fns + learn.dls.valid.ds.fns
+        check_writable(out, *read) # links and tables may lead anywhere
         sugg = learn.lr_find()
         runs.save_figure(out)
         rates = f'valley {sugg.valley:.2g}, steepest {sugg.steep:.2g}'
@@ -332,7 +346,7 @@ def lfs_export(
     with one_line('lfs_export'):
         model = model_file(model)
         path = onnx or Path(model).with_suffix('.onnx')
-        check_writable(path)
+        check_writable(path, model, suffixes=['.onnx'])
         with no_interrupt(): from learner_from_scratch import export
         export.export_onnx(export.load_predictor(model, arch), path)
         print(printable(f'Saved in {path}'))

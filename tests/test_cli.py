@@ -357,6 +357,35 @@ def test_predict_many(shapes, trained, tmp_path, capsys, monkeypatch):
     assert 'gone' in refused(lfs_predict, [model, 'ims', '--csv=gone/a.csv'])
     assert not capsys.readouterr().out # nothing was predicted
 
+def test_no_file_is_lost(trained, im, tmp_path, monkeypatch):
+    "A table replaces neither a photo nor the model, nor an older table if there is no answer"
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained/'model.safetensors', 'm')
+    shutil.copy('m', 'other.safetensors')
+    for o in 'p1.jpg','p2.jpg','photo': shutil.copy(im, o)
+    Path('keep.csv').write_text('mine')
+    before = {o: o.read_bytes() for o in Path().iterdir()}
+    for says,args in (('p1.jpg must end in .csv', 'm --csv p1.jpg p2.jpg'),
+                      ('other.safetensors must end', 'm p1.jpg --csv other.safetensors'),
+                      ('m is read', 'm p1.jpg --csv m'),
+                      ('photo is read', f'm photo --csv {tmp_path}/photo'),
+                      ('nope.jpg', 'm nope.jpg --csv keep.csv')):
+        assert says in refused(lfs_predict, args.split())
+    assert {o: o.read_bytes() for o in Path().iterdir()}==before
+    lfs_predict(['m', 'p1.jpg', '--csv', 'keep.csv'])
+    assert n_lines(Path('keep.csv'))==2
+
+@pytest.mark.skipif(os.name=='nt', reason='needs links')
+def test_no_image_is_lost(shapes, tmp_path):
+    "Nor does the picture of `lfs_find` replace one that a linked folder has"
+    photos = shutil.copytree(shapes/'val', tmp_path/'photos')
+    (tmp_path/'all').mkdir()
+    for o in photos.iterdir(): (tmp_path/'all'/o.name).symlink_to(o)
+    shutil.move(get_image_files(photos)[0], one := photos/'moon'/'one.jpg')
+    before = one.read_bytes()
+    assert 'is read' in refused(lfs_find, str(tmp_path/'all'), bs=4, size=32, out=str(one))
+    assert one.read_bytes()==before
+
 def other_task(task, bias, path):
     "A model file whose answers are `bias`, nearly"
     model = simple_cnn(len(bias))
