@@ -7,11 +7,10 @@ __all__ = ['draft_size', 'read_fast', 'FastDataset', 'read_together', 'cache_key
            'empty_cache', 'reuse_memory']
 
 # %% ../nbs/17_cache.ipynb #17c00004
-import ctypes,errno,os,platform,re,shutil,stat
+import ctypes,errno,os,pickle,platform,re,shutil,stat
 from collections import defaultdict
 from contextlib import suppress
 from copy import copy
-from functools import partial
 from hashlib import blake2b
 from io import BytesIO
 from weakref import WeakValueDictionary
@@ -137,28 +136,50 @@ def all_pixels(self:FastDataset, idxs)->list:
     return [o for part in parts for o in _some_pixels(self, part)]
 
 # %% ../nbs/17_cache.ipynb #17c00030
-def _name(o):
-    "Where a class or a function comes from; of a `partial` all that it has"
-    if isinstance(o, partial): return _name(o.func),o.args,sorted(o.keywords.items())
-    return getattr(o, '__module__', ''),getattr(o, '__qualname__', type(o).__qualname__)
+class _Facts(pickle.Pickler):
+    "Pickles things about the dataset `ds`, the same way in each process"
+    def __init__(self, f, ds):
+        super().__init__(f, protocol=4)
+        self.ds = ds
 
+    def persistent_id(self, o):
+        "What stands for `o`; None for `o` itself"
+        if o is self.ds: return 'ds'
+        if isinstance(o, (set,frozenset)): return sorted(o, key=repr)
+        if isinstance(o, torch.Tensor): return str(o.dtype),o.tolist()
+
+
+# %% ../nbs/17_cache.ipynb #a48f23e9
+_others = {'fns','skipped','vocab','v2i','y','labels','task', # files and labels
+           'decoded','decoded_at','cache','__stored_args__'}
+
+def _pickled(ds, k, v):
+    "The attribute `k` of `ds`, which is `v`, as bytes"
+    f = BytesIO()
+    try: _Facts(f, ds).dump((k,v))
+    except Exception as e: raise pickle.PicklingError(f"`{k}` can't be pickled: {e}") from e
+    return f.getvalue()
+
+
+# %% ../nbs/17_cache.ipynb #4bb6911f
 def _versions():
     libs = learner_from_scratch,PIL,torch,simplejpeg
     return [getattr(o, '__version__', None) for o in libs]
 
 def _how(ds):
-    "What decides on the pixels of `ds`, apart from its files, as a text"
-    attrs = {k: v for k,v in vars(ds).items() if isinstance(v, (int,float,str,tuple))}
-    for k in 'cache','decoded_at': attrs.pop(k, None) # a bound, and what was decoded last
-    attrs['shape'] = getattr(ds, 'shape', ds.size)
-    return repr((_name(type(ds)), _name(ds.read), _versions(), sorted(attrs.items())))
+    "What decides on the pixels of `ds`, apart from its files, as bytes"
+    facts = {k:v for k,v in vars(ds).items() if k not in _others}
+    facts.update({'class':type(ds), 'read':ds.read})
+    parts = [_pickled(ds, k, v) for k,v in sorted(facts.items())]
+    return b''.join([repr(_versions()).encode(), *parts])
+
 
 # %% ../nbs/17_cache.ipynb #17c00031
 def cache_key(
     ds:Dataset, # Or one of a subclass
 )->str: # 32 letters and digits
     "A name for the decoded images of `ds`; another if any file or the way to decode differs"
-    h,here = blake2b(_how(ds).encode(), digest_size=16),os.getcwd()
+    h,here = blake2b(_how(ds), digest_size=16),os.getcwd()
     for fn in ds.fns:
         info = os.stat(fn)
         facts = os.path.join(here, fn),info.st_size,info.st_mtime_ns
@@ -280,7 +301,10 @@ def decode_once(
     "Decode all images of `ds` now, into a file, or use the file of an earlier run"
     folder = Path(cache or cache_folder())
     kind,size = _record(len(ds.pixels(0))),ds.decoded_at
-    fn = folder/f'{cache_key(ds)}.npy'
+    try: fn = folder/f'{cache_key(ds)}.npy'
+    except pickle.PicklingError as e:
+        print(f'Decoded images are kept in memory only: {e}')
+        return ds
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(fn.with_suffix('.lock')):

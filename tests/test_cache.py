@@ -416,9 +416,94 @@ def test_what_else_is_in_the_key(fns, monkeypatch):
     ds.read = partial(read_fast)
     assert cache_key(ds)!=before
     other = type('FastDataset', (FastDataset,), dict(__module__='mine'))
+    monkeypatch.setitem(sys.modules, 'mine', NS(FastDataset=other))
     assert cache_key(other(fns))!=before
     monkeypatch.setattr('PIL.__version__', '0')
     assert cache_key(FastDataset(fns))!=before
+
+class Bright:
+    "Reads images, and adds `n` to each pixel"
+    def __init__(self, n): self.n = n
+    def read(self, fn, size): return np.clip(read_fast(fn, size)+self.n, 0, 255).astype('u1')
+    __call__ = read
+
+def bright(fn, size, n): return Bright(int(torch.as_tensor(n).max()))(fn, size)
+
+class Brighter(FastDataset):
+    "One whose method reads by an attribute"
+    n = 0
+    def read(self, fn, size): return bright(fn, size, self.n)
+
+def large(n):
+    res = np.zeros((64,64,3), int)
+    res[30:40] = n
+    return res
+
+@pytest.mark.parametrize('make', [
+    lambda n: Bright(n).read, lambda n: Bright(n), lambda n: partial(bright, n=n),
+    lambda n: partial(bright, n=large(n)), lambda n: partial(bright, n=torch.tensor(n))])
+def test_state_of_a_reader(make, fns, tmp_path):
+    "What it reads with decides, and is found again"
+    def stored(n):
+        ds = FastDataset(fns)
+        ds.read = make(n)
+        decode_once(ds, tmp_path/'c')
+        assert type(ds.decoded) is cache.Stored
+        return ds.pixels(3)
+    for _ in range(2): assert stored(0)!=stored(90)
+    assert len(list((tmp_path/'c').glob('*.npy')))==2
+
+@pytest.mark.parametrize('kind', [
+    int, np.int64, np.float32, lambda n: [n], lambda n: np.array([n,0]), large, torch.tensor])
+def test_attributes_in_the_key(kind, fns):
+    "All kinds of them"
+    def key(n):
+        ds = Brighter(fns)
+        ds.n = kind(n)
+        return cache_key(ds)
+    assert key(0)!=key(90) and key(90)==key(90)
+
+def test_local_readers(fns, tmp_path, capsys):
+    "Nobody can tell what is in them: one line, and memory only"
+    def closure(n): return lambda fn, size: bright(fn, size, n)
+    class Local(FastDataset): pass
+    found = []
+    for n in 0,90:
+        ds = FastDataset(fns)
+        ds.read = closure(n)
+        found.append(decode_once(ds, tmp_path/'c').pixels(3))
+        said = capsys.readouterr().out
+        assert said.count('\n')==1 and "in memory only: `read` can't be pickled" in said
+    assert found[0]!=found[1]
+    decode_once(Local(fns), tmp_path/'c')
+    assert "in memory only: `class` can't be pickled" in capsys.readouterr().out
+    assert not (tmp_path/'c').exists()
+
+def test_files_are_not_pickled(fns):
+    "Nor decoded images, not even if a method of the dataset is in an attribute"
+    ds = Brighter(fns)
+    key = cache_key(ds)
+    ds.all_pixels(range(9))
+    assert cache_key(ds)==key
+    ds.part = partial(ds.pixels, 3)
+    assert len(cache._how(ds)) < 700
+
+other_process = '''
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_cache import *
+ds = Brighter(get_image_files(sys.argv[2]))
+ds.n,ds.names,ds.x = np.array([3,4,5]),{'a','bc','def'},torch.ones(3)
+ds.many = {'k':[1.5,{'x','y'}]}
+print(cache_key(ds))
+'''
+
+def test_same_key_in_another_process(fns, tmp_path):
+    "Whatever the order of sets and the addresses there"
+    cmd = [sys.executable, '-c', other_process, os.path.dirname(__file__), tmp_path/'train']
+    def key(seed):
+        return subprocess.check_output(cmd, env={**os.environ, 'PYTHONHASHSEED':seed})
+    assert len({key(o) for o in '123'})==1
 
 def test_unreadable_image(fns, tmp_path):
     "It is named, as always, and no file is left"
