@@ -233,8 +233,8 @@ class Stored(dict):
         i,size = k
         found = super().get(k)
         if found or size!=self.size: return found
-        found = self.stored[i].tobytes()
-        if crc32(found)==self.crcs[i]: return found
+        found = self.stored[i]
+        if crc32(found)==self.crcs[i]: return found.tobytes()
         self.tell_damaged()
 
     def tell_damaged(self):

@@ -2,6 +2,7 @@
 import ctypes,os,pickle,platform,random,shutil,signal,subprocess,sys,time
 import warnings
 from functools import partial
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -279,6 +280,13 @@ def test_larger_than_memory(fns, tmp_path):
     stored,more = map(float, subprocess.check_output(cmd, text=True).split())
     assert stored > 200 and more < 60, (stored,more)
     assert len(list((tmp_path/'c').glob('*.npy')))==1 # it was found
+
+def test_checksum_reads_the_disk(fns, tmp_path, monkeypatch):
+    "It is asked for the mapped bytes and not for a copy, which Python makes with its lock"
+    ds,seen = decode_once(FastDataset(fns), tmp_path/'c'),[]
+    monkeypatch.setattr(cache, 'crc32', lambda o: seen.append(o) or crc32(o))
+    ds.pixels(3)
+    assert np.shares_memory(seen[0], ds.decoded.stored)
 
 # --- damage ---
 damages = dict(
