@@ -203,13 +203,19 @@ def _records(ds, kind):
     return in_threads(make, bar(L(chunks)), defaults.cpus)
 
 # %% ../nbs/17_cache.ipynb #17c00037
+def _head(n, kind):
+    "The first bytes of a `.npy` file with `n` records"
+    f,descr = BytesIO(),np.lib.format.dtype_to_descr(kind)
+    head = dict(descr=descr, fortran_order=False, shape=(n,))
+    np.lib.format.write_array_header_1_0(f, head)
+    return f.getvalue()
+
 def _write(fn, ds, kind):
-    "Decode all images of `ds` to the file `fn`: whole, or not at all"
-    descr = np.lib.format.dtype_to_descr(kind)
-    head = dict(descr=descr, fortran_order=False, shape=(len(ds),))
-    with whole(fn) as tmp, open(tmp, 'wb') as f:
-        np.lib.format.write_array_header_1_0(f, head)
+    "Decode all images of `ds` to the file `fn`, which is there"
+    with open(fn, 'r+b') as f:
+        f.write(_head(len(ds), kind))
         for o in _records(ds, kind): f.write(o)
+
 
 # %% ../nbs/17_cache.ipynb #17c00039
 _opened = WeakValueDictionary() # those that this process uses
@@ -280,10 +286,11 @@ def _stats(files):
 def _make_room(folder, need, most):
     "Delete what wasn't used for the longest time: `need` bytes more fit in `most`, and the disk"
     used = {o.fn for o in _opened.values()}
+    growing = sum(s.st_size for s in _stats(_ours(folder, '.part')).values())
     found = _stats(_ours(folder, '.npy'))
     kept = sum(s.st_size for o,s in found.items() if o in used)
     total = sum(s.st_size for s in found.values())
-    most = min(most, shutil.disk_usage(folder).free+total)
+    most = min(most-growing, shutil.disk_usage(folder).free+total)
     if need+kept > most:
         raise OSError(errno.ENOSPC, f'{need/1e6:,.0f} MB are needed, of {(most-kept)/1e6:,.0f}')
     old = [o for o in found if o not in used]
@@ -292,6 +299,15 @@ def _make_room(folder, need, most):
         o.unlink(missing_ok=True)
         total -= found[o].st_size
 
+# %% ../nbs/17_cache.ipynb #bb65f8c4
+def _reserve(fn, need, most):
+    "Make a file `fn` of `need` bytes, where all may take `most`; one process at a time"
+    with FileLock(fn.with_name(f'{0:032}.lock')): # a name of ours
+        _clear_up(fn.parent)
+        _make_room(fn.parent, need, most)
+        with open(fn, 'wb') as f: f.truncate(need)
+
+
 # %% ../nbs/17_cache.ipynb #17c00040
 def decode_once(
     ds:Dataset, # Or one of a subclass
@@ -299,7 +315,7 @@ def decode_once(
     most:float=20e9, # Bytes that all files in this folder may take
 )->Dataset: # The same
     "Decode all images of `ds` now, into a file, or use the file of an earlier run"
-    folder = Path(cache or cache_folder())
+    folder = Path(cache or cache_folder()).resolve()
     kind,size = _record(len(ds.pixels(0))),ds.decoded_at
     try: fn = folder/f'{cache_key(ds)}.npy'
     except pickle.PicklingError as e:
@@ -310,9 +326,10 @@ def decode_once(
         with FileLock(fn.with_suffix('.lock')):
             stored = _open_stored(fn, kind, len(ds), size)
             if stored is None:
-                _clear_up(folder)
-                _make_room(folder, len(ds)*kind.itemsize, most)
-                _write(fn, ds, kind)
+                need = len(_head(len(ds), kind))+len(ds)*kind.itemsize
+                with whole(fn) as tmp:
+                    _reserve(tmp, need, most)
+                    _write(tmp, ds, kind)
                 stored = Stored(fn, kind, len(ds), size)
             os.utime(fn)
         ds.decoded = stored

@@ -355,6 +355,33 @@ def test_bound(fns, tmp_path, capsys):
     decode_once(FastDataset(fns*3), tmp_path/'c', most=2.5*one)
     assert 'kept in memory only' in capsys.readouterr().out and files()=={a,c}
 
+def test_bound_to_the_byte(fns, tmp_path, capsys):
+    "With the head of the file"
+    decode_once(FastDataset(fns), tmp_path/'c')
+    size = next((tmp_path/'c').glob('*.npy')).stat().st_size
+    for most in size-1,size: decode_once(FastDataset(fns), tmp_path/'d', most=most)
+    assert capsys.readouterr().out.count('kept in memory only')==1
+    assert next((tmp_path/'d').glob('*.npy')).stat().st_size==size
+
+@posix
+def test_bound_of_two_at_once(fns, tmp_path):
+    "What the other one is still writing counts in full, and is no file of the dead"
+    one,folder,go_on = len(fns)*(64*64*3+4),tmp_path/'c',tmp_path/'go_on'
+    def waits(f, *_):
+        while not go_on.exists(): time.sleep(.001)
+        yield f(range(len(fns)))
+    def slow():
+        cache.in_threads = waits
+        decode_once(FastDataset(fns), folder, most=1.5*one)
+        return 7
+    pid = fork(slow)
+    while size_in(folder, full=True)<one: time.sleep(.001)
+    ds = decode_once(FastDataset(fns[1:]), folder, most=1.5*one)
+    go_on.touch()
+    assert type(ds.decoded) is dict
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])==7
+    assert len(list(folder.glob('*.npy')))==1
+
 def test_old_files_make_room(fns, tmp_path, monkeypatch, capsys):
     "What may be deleted counts as free, and goes if the disk has no other room"
     decode_once(FastDataset(fns), tmp_path/'c')
@@ -400,6 +427,14 @@ def test_in_use(fns, tmp_path, capsys):
     del train
     decode_once(FastDataset(fns[1:]), tmp_path/'c', most=1.5*one)
     assert not fn.exists() and capsys.readouterr().out==''
+
+def test_in_use_by_another_name(fns, tmp_path, monkeypatch, capsys):
+    "A folder may be named from here, or by a link"
+    monkeypatch.chdir(tmp_path)
+    one = len(fns)*(64*64*3+4)
+    train = decode_once(FastDataset(fns), 'c', most=1.5*one)
+    decode_once(FastDataset(fns[1:]), tmp_path/'c', most=1.5*one)
+    assert train.decoded.fn.exists() and 'kept in memory only' in capsys.readouterr().out
 
 def test_half_written_files_of_the_dead(fns, tmp_path):
     "They go, also those of other keys"
@@ -537,9 +572,10 @@ def test_two_at_once(fns, tmp_path):
     ends = [os.waitpid(o, 0)[1] for o in [fork(child) for _ in range(3)]]
     assert sorted(map(os.waitstatus_to_exitcode, ends))==[10,10,20]
 
-def size_in(folder):
-    "Bytes in `folder` so far, also of what is being written"
-    try: return sum(o.stat().st_size for o in folder.iterdir())
+def size_in(folder, full=False):
+    "Bytes on the disk so far, also of what is being written; or those it will have"
+    def size(s): return s.st_size if full else s.st_blocks*512
+    try: return sum(size(o.stat()) for o in folder.iterdir())
     except FileNotFoundError: return 0
 
 @posix
