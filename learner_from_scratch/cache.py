@@ -343,9 +343,14 @@ def empty_cache(
     cache=None, # Folder; by default `cache_folder()`
 )->int: # Bytes
     "Delete all decoded images that `decode_once` has written; tells how many bytes they took"
-    found = _stats(_ours(Path(cache or cache_folder()), ''))
-    for o in found: o.unlink(missing_ok=True)
+    folder = Path(cache or cache_folder())
+    found,here = _stats(_ours(folder, '')),f'.npy.{platform.node()}-'
+    _clear_up(folder)
+    for o in list(found):
+        if here in o.name and o.exists(): del found[o] # it is being written
+        else: o.unlink(missing_ok=True)
     return sum(s.st_size for s in found.values())
+
 
 # %% ../nbs/17_cache.ipynb #bb3f34c6
 def reuse_memory()->bool: # Could it be set? On Linux, with the usual C library

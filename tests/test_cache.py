@@ -406,6 +406,15 @@ def test_empty_cache(fns, tmp_path):
     assert n > len(fns)*64*64*3 and empty_cache(tmp_path/'c')==n+2
     assert [o.name for o in (tmp_path/'c').iterdir()]==['notes.txt']
 
+def test_empty_cache_while_one_writes(tmp_path):
+    "What a living process has half-written stays, and is not counted; a dead one's goes"
+    other = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
+    part = tmp_path/f'.{"0"*32}.npy.{platform.node()}-{other.pid}-0.part'
+    part.write_bytes(b'abc')
+    assert empty_cache(tmp_path)==0 and part.exists()
+    other.communicate(b'\n')
+    assert empty_cache(tmp_path)==3 and not part.exists()
+
 def test_files_of_others(fns, tmp_path):
     "They stay, if room is made, and if the cache is emptied"
     others = [tmp_path/f'c/{o}' for o in ('mine.npy', '.x.npy.h-1-0.part', 'a.lock')]

@@ -10,7 +10,7 @@ from PIL import Image
 from learner_from_scratch import runs
 from learner_from_scratch.callbacks import Callback
 from learner_from_scratch.checkpoint import load_weights,save_model
-from learner_from_scratch.cli import answer_all,lfs_find,lfs_predict,lfs_train
+from learner_from_scratch.cli import answer_all,lfs_empty,lfs_find,lfs_predict,lfs_train
 from learner_from_scratch.data import get_image_files
 from learner_from_scratch.fetch import draw_shapes
 from learner_from_scratch.inference import Predictor
@@ -431,6 +431,15 @@ def test_old_model_file(im, tmp_path, capsys):
 def test_find(shapes, capsys, tmp_path):
     lfs_find(str(shapes), bs=8, size=32, out=tmp_path/'lr.png')
     assert 'valley' in capsys.readouterr().out and Image.open(tmp_path/'lr.png').width > 100
+
+def test_empty(tmp_path, capsys, monkeypatch):
+    "Decoded images in the folder of the settings go, and nothing else"
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path))
+    (tmp_path/'decoded').mkdir()
+    for o in f'{"0"*32}.npy','mine.npy': (tmp_path/'decoded'/o).write_bytes(bytes(2_000_000))
+    lfs_empty()
+    assert capsys.readouterr().out==f'2.0 MB less in {tmp_path}/decoded\n'
+    assert [o.name for o in (tmp_path/'decoded').iterdir()]==['mine.npy']
 
 # --- the state of a run ---
 def test_other_images(shapes, trained, run, tmp_path):
