@@ -100,12 +100,22 @@ def n_lines(fn): return len(fn.read_text().splitlines())
     (dict(arch='torch.nn:LazyLinear'), 'it gives (2, 3, 32, 10)'),
     (dict(arch='nowhere:net'), "no architecture 'nowhere:net'"),
     (dict(arch='resnet'), 'known are small_resnet, resnet18, simple_cnn'),
+    (dict(arch=''), "no architecture ''"),
     (dict(aug='much'), '`aug` must be one of none, flip, full'),
     (dict(opt='adam'), '`opt` must be one of adamw, sgd'),
     (dict(finetune='none.safetensors'), 'there is no none.safetensors')])
 def test_bad_options(bad, says, shapes, tmp_path):
     assert says in refused(train, str(shapes), **{'out':tmp_path/'out', **bad})
     assert not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('bad', [dict(arch='nonsense'), dict(arch='os:getcwd'), dict(bs=61)])
+def test_bad_options_decode_nothing(bad, shapes, tmp_path, monkeypatch, capsys):
+    "What does not fit is told before images are decoded, a wrong name before they are listed"
+    from learner_from_scratch import runs
+    decoded = []
+    monkeypatch.setattr(runs, 'decode_once', lambda ds: decoded.append(ds) or ds)
+    refused(train, str(shapes), cache=True, out=tmp_path/'out', **bad)
+    assert not decoded and ('nonsense' in bad.values())==(not capsys.readouterr().out)
 
 def test_bad_folders(shapes, tmp_path):
     one,odd = tmp_path/'one',tmp_path/'odd'
