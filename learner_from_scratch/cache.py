@@ -148,7 +148,6 @@ class _Facts(pickle.Pickler):
         if isinstance(o, (set,frozenset)): return sorted(o, key=repr)
         if isinstance(o, torch.Tensor): return str(o.dtype),o.tolist()
 
-
 # %% ../nbs/17_cache.ipynb #a48f23e9
 _others = {'fns','skipped','vocab','v2i','y','labels','task', # files and labels
            'decoded','decoded_at','cache','__stored_args__'}
@@ -159,7 +158,6 @@ def _pickled(ds, k, v):
     try: _Facts(f, ds).dump((k,v))
     except Exception as e: raise pickle.PicklingError(f"`{k}` can't be pickled: {e}") from e
     return f.getvalue()
-
 
 # %% ../nbs/17_cache.ipynb #4bb6911f
 def _versions():
@@ -172,7 +170,6 @@ def _how(ds):
     facts.update({'class':type(ds), 'read':ds.read})
     parts = [_pickled(ds, k, v) for k,v in sorted(facts.items())]
     return b''.join([repr(_versions()).encode(), *parts])
-
 
 # %% ../nbs/17_cache.ipynb #17c00031
 def cache_key(
@@ -215,7 +212,6 @@ def _write(fn, ds, kind):
     with open(fn, 'r+b') as f:
         f.write(_head(len(ds), kind))
         for o in _records(ds, kind): f.write(o)
-
 
 # %% ../nbs/17_cache.ipynb #17c00039
 _opened = WeakValueDictionary() # those that this process uses
@@ -307,7 +303,6 @@ def _reserve(fn, need, most):
         _make_room(fn.parent, need, most)
         with open(fn, 'wb') as f: f.truncate(need)
 
-
 # %% ../nbs/17_cache.ipynb #17c00040
 def decode_once(
     ds:Dataset, # Or one of a subclass
@@ -350,7 +345,6 @@ def empty_cache(
         if here in o.name and o.exists(): del found[o] # it is being written
         else: o.unlink(missing_ok=True)
     return sum(s.st_size for s in found.values())
-
 
 # %% ../nbs/17_cache.ipynb #bb3f34c6
 def reuse_memory()->bool: # Could it be set? On Linux, with the usual C library

@@ -396,6 +396,9 @@ def check_state(
     force:bool, # Replace it?
 ):
     "Raise `ValueError` if a new training would replace what somebody may want"
+    if resume and force:
+        raise ValueError('--resume goes on with a training, and --force replaces it: '
+                         'ask for one of them')
     state,model = load_settings(out).get('state'),out/'model.safetensors'
     if model.exists() and not (state or force):
         raise ValueError(f'{model} is there already: --force replaces it, '

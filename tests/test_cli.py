@@ -476,6 +476,8 @@ def test_done_may_be_replaced(shapes, run):
     for o in run.glob('model*'): os.utime(o, (0,0))
     old = {o.name: o.read_bytes() for o in run.iterdir() if o.is_file()}
     assert '--force' in refused(train, str(shapes), out=run, seed=1)
+    both = refused(train, str(shapes), out=run, seed=1, resume=True, force=True)
+    assert 'ask for one of them' in both
     assert settings(run)['seed']==42
     train(str(shapes), out=run, seed=1, force=True)
     assert settings(run)['seed']==1 and settings(run)['state']=='done'
@@ -657,6 +659,21 @@ except SystemExit as e: print(e.code, 'torch' in sys.modules)
     ('lfs_train . --epochs=0', 'lfs_train: `epochs` must be at least 1, got 0 False'),
     ('lfs_train . --bs=0', 'lfs_train: `bs` must be at least 1, got 0 False'),
     ('lfs_train . --lr=0', 'lfs_train: `lr` must be greater than 0, got 0.0 False'),
+    ('lfs_train . --lr=inf', 'lfs_train: `lr` must be greater than 0, got inf False'),
+    ('lfs_train . --seed=9223372036854775808', 'lfs_train: `seed` must be from 0 to 2**63-1, '
+                                               'got 9223372036854775808 False'),
+    ('lfs_train . --split=1.5', 'lfs_train: `split` must be a share in (0, 1), or a column, '
+                                'got 1.5 False'),
+    ('lfs_find . --split=nan', 'lfs_find: `split` must be a share in (0, 1), or a column, '
+                               'got nan False'),
+    ('lfs_train . --labels=no.csv',
+     'lfs_train: there is no table no.csv, neither here nor in . False'),
+    ('lfs_train . --out=a.py', 'lfs_train: a.py is a file, and no folder False'),
+    ('lfs_train . --out=a.py/b', 'lfs_train: a.py is a file, and no folder False'),
+    ('lfs_train a.py', 'lfs_train: a.py is a file, and no folder False'),
+    ('lfs_find a.py', 'lfs_find: a.py is a file, and no folder False'),
+    ('lfs_find . --out=lr.txt', 'lfs_find: the name lr.txt must end in .png, .jpg, .jpeg, '
+                                '.webp, .tif, .tiff, .pdf, .svg, .eps False'),
     ('lfs_train . --aug=much', 'lfs_train: `aug` must be one of none, flip, full; '
                                "got 'much' False"),
     ('lfs_train . --opt=adam', 'lfs_train: `opt` must be one of adamw, sgd, momentum, muon; '
