@@ -69,12 +69,17 @@ def no_interrupt():
 
 # %% ../nbs/39_cli.ipynb #19a0000a
 @contextmanager
-def skip_hint():
+def skip_hint(
+    resume:bool=False, # Does a training go on? It needs all of its images
+):
     "Name `--skip` in the error of an image that can't be read"
     try: yield
     except OSError as e:
+        python = "(on_error='skip' leaves such images out)"
+        shell = '(--skip leaves such images out)'
+        if resume: shell = '(repair the file, or begin again with --force --skip)'
         notes = getattr(e, '__notes__', [])
-        e.__notes__ = [o.replace("on_error='skip'", '--skip') for o in notes]
+        e.__notes__ = [shell if o==python else o for o in notes]
         raise
 
 # %% ../nbs/39_cli.ipynb #8e0a7c24
@@ -190,7 +195,7 @@ def lfs_train(
                  bf16=bf16 or None,
                  cache=cache or None, on_error='skip' if skip else None)
     asked = {k:v for k,v in asked.items() if v is not None}
-    with one_line('lfs_train'), skip_hint():
+    with one_line('lfs_train'), skip_hint(resume):
         check_data(folder, labels)
         check_folder(out or 'runs')
         if finetune: asked['finetune'] = model_file(finetune)

@@ -425,7 +425,9 @@ def check_settings(
     for k in must:
         if was.get(k)==settings[k]: continue
         begun = f'{k} {was.get(k)}, and not {settings[k]}'
-        raise ValueError(f'{out} was begun with {begun}: choose another --out')
+        way = 'choose another --out'
+        if k=='images': way = f'repair or restore them, begin again with --force, or {way}'
+        raise ValueError(f'{out} was begun with {begun}: {way}')
 
 # %% ../nbs/38_runs.ipynb #fbda7a9f
 _results = ['model.safetensors','log.csv','report.html','settings.json',

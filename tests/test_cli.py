@@ -142,6 +142,17 @@ def test_unreadable_image_names_skip(shapes, tmp_path):
     with warned(): lfs_find(str(fake), bs=8, size=32, skip=True, out=tmp_path/'lr.png')
     with warned(): lfs_train(str(fake), resume=True, out=tmp_path/'out')
 
+def test_image_breaks_meanwhile(shapes, run, tmp_path):
+    "A run that goes on can't leave it out: what to do is said with `--skip` and without"
+    mine = shutil.copytree(shapes, tmp_path/'mine')
+    save_settings(run, folder=str(mine.resolve()), state='training')
+    (mine/'val/moon/moon_0005.JPEG').write_text('Dear Sir')
+    line = refused(lfs_train, str(mine), resume=True, out=run)
+    assert 'moon_0005' in line and 'repair the file, or begin again with --force --skip' in line
+    with pytest.warns(UserWarning, match='1 of 20 images are skipped'):
+        line = refused(lfs_train, str(mine), resume=True, skip=True, out=run)
+    assert 'images 60+20' in line and 'begin again with --force' in line
+
 small_net = '''
 from learner_from_scratch.modules import *
 def small(n):
