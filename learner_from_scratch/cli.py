@@ -219,7 +219,7 @@ def find_images(
         if Path(o).is_dir(): found = [str(fn) for fn in folder_images(o)]
         elif os.path.lexists(o): found = [] # a link to nowhere is there, too
         else: found = find_images(sorted(glob(o, recursive=True)))
-        res += found or [o] # a name without a file is told later
+        res += found or [o] # a name without a file, or an empty folder, is told later
     return res
 
 # %% ../nbs/39_cli.ipynb #835e4a96
@@ -326,7 +326,10 @@ def lfs_predict(
         def tell(got):
             answers.append(got)
             if args.json or not args.csv: print(answer_line(got, args.json), flush=True)
-        errors = answer_all(pred, files, args.topk, tell)
+        empty = [o for o in files if os.path.isdir(o)]
+        full = [o for o in files if not os.path.isdir(o)]
+        errors = answer_all(pred, full, args.topk, tell)
+        errors += [f'no images in {o}' for o in empty]
         if args.csv and answers:
             save_answers(answers, args.csv)
             print(printable(f'Saved in {args.csv}: {len(answers)} answers'), file=sys.stderr)

@@ -378,6 +378,13 @@ def test_predict_many(shapes, trained, tmp_path, capsys, monkeypatch):
     assert 'gone' in refused(lfs_predict, [model, 'ims', '--csv=gone/a.csv'])
     assert not capsys.readouterr().out # nothing was predicted
 
+def test_predict_empty_folder(trained, im, tmp_path, capsys):
+    "It is told, and stops nothing"
+    empty = str(tmp_path)
+    for names in [empty],[empty,im]:
+        assert refused(lfs_predict, [str(trained), *names]).endswith(f': no images in {empty}')
+    assert capsys.readouterr().out.startswith(im)
+
 def test_no_file_is_lost(trained, im, tmp_path, monkeypatch):
     "A table replaces neither a photo nor the model, nor an older table if there is no answer"
     monkeypatch.chdir(tmp_path)
