@@ -7,11 +7,10 @@ __all__ = ['draft_size', 'read_fast', 'FastDataset', 'read_together', 'cache_key
            'empty_cache', 'reuse_memory']
 
 # %% ../nbs/17_cache.ipynb #17c00004
-import ctypes,errno,os,platform,re,shutil,stat
+import ctypes,errno,os,pickle,platform,re,shutil,stat
 from collections import defaultdict
 from contextlib import suppress
 from copy import copy
-from functools import partial
 from hashlib import blake2b
 from io import BytesIO
 from weakref import WeakValueDictionary
@@ -137,28 +136,47 @@ def all_pixels(self:FastDataset, idxs)->list:
     return [o for part in parts for o in _some_pixels(self, part)]
 
 # %% ../nbs/17_cache.ipynb #17c00030
-def _name(o):
-    "Where a class or a function comes from; of a `partial` all that it has"
-    if isinstance(o, partial): return _name(o.func),o.args,sorted(o.keywords.items())
-    return getattr(o, '__module__', ''),getattr(o, '__qualname__', type(o).__qualname__)
+class _Facts(pickle.Pickler):
+    "Pickles things about the dataset `ds`, the same way in each process"
+    def __init__(self, f, ds):
+        super().__init__(f, protocol=4)
+        self.ds = ds
 
+    def persistent_id(self, o):
+        "What stands for `o`; None for `o` itself"
+        if o is self.ds: return 'ds'
+        if isinstance(o, (set,frozenset)): return sorted(o, key=repr)
+        if isinstance(o, torch.Tensor): return str(o.dtype),o.tolist()
+
+# %% ../nbs/17_cache.ipynb #a48f23e9
+_others = {'fns','skipped','vocab','v2i','y','labels','task', # files and labels
+           'decoded','decoded_at','cache','__stored_args__'}
+
+def _pickled(ds, k, v):
+    "The attribute `k` of `ds`, which is `v`, as bytes"
+    f = BytesIO()
+    try: _Facts(f, ds).dump((k,v))
+    except Exception as e: raise pickle.PicklingError(f"`{k}` can't be pickled: {e}") from e
+    return f.getvalue()
+
+# %% ../nbs/17_cache.ipynb #4bb6911f
 def _versions():
     libs = learner_from_scratch,PIL,torch,simplejpeg
     return [getattr(o, '__version__', None) for o in libs]
 
 def _how(ds):
-    "What decides on the pixels of `ds`, apart from its files, as a text"
-    attrs = {k: v for k,v in vars(ds).items() if isinstance(v, (int,float,str,tuple))}
-    for k in 'cache','decoded_at': attrs.pop(k, None) # a bound, and what was decoded last
-    attrs['shape'] = getattr(ds, 'shape', ds.size)
-    return repr((_name(type(ds)), _name(ds.read), _versions(), sorted(attrs.items())))
+    "What decides on the pixels of `ds`, apart from its files, as bytes"
+    facts = {k:v for k,v in vars(ds).items() if k not in _others}
+    facts.update({'class':type(ds), 'read':ds.read})
+    parts = [_pickled(ds, k, v) for k,v in sorted(facts.items())]
+    return b''.join([repr(_versions()).encode(), *parts])
 
 # %% ../nbs/17_cache.ipynb #17c00031
 def cache_key(
     ds:Dataset, # Or one of a subclass
 )->str: # 32 letters and digits
     "A name for the decoded images of `ds`; another if any file or the way to decode differs"
-    h,here = blake2b(_how(ds).encode(), digest_size=16),os.getcwd()
+    h,here = blake2b(_how(ds), digest_size=16),os.getcwd()
     for fn in ds.fns:
         info = os.stat(fn)
         facts = os.path.join(here, fn),info.st_size,info.st_mtime_ns
@@ -182,12 +200,17 @@ def _records(ds, kind):
     return in_threads(make, bar(L(chunks)), defaults.cpus)
 
 # %% ../nbs/17_cache.ipynb #17c00037
+def _head(n, kind):
+    "The first bytes of a `.npy` file with `n` records"
+    f,descr = BytesIO(),np.lib.format.dtype_to_descr(kind)
+    head = dict(descr=descr, fortran_order=False, shape=(n,))
+    np.lib.format.write_array_header_1_0(f, head)
+    return f.getvalue()
+
 def _write(fn, ds, kind):
-    "Decode all images of `ds` to the file `fn`: whole, or not at all"
-    descr = np.lib.format.dtype_to_descr(kind)
-    head = dict(descr=descr, fortran_order=False, shape=(len(ds),))
-    with whole(fn) as tmp, open(tmp, 'wb') as f:
-        np.lib.format.write_array_header_1_0(f, head)
+    "Decode all images of `ds` to the file `fn`, which is there"
+    with open(fn, 'r+b') as f:
+        f.write(_head(len(ds), kind))
         for o in _records(ds, kind): f.write(o)
 
 # %% ../nbs/17_cache.ipynb #17c00039
@@ -212,8 +235,8 @@ class Stored(dict):
         i,size = k
         found = super().get(k)
         if found or size!=self.size: return found
-        found = self.stored[i].tobytes()
-        if crc32(found)==self.crcs[i]: return found
+        found = self.stored[i]
+        if crc32(found)==self.crcs[i]: return found.tobytes()
         self.tell_damaged()
 
     def tell_damaged(self):
@@ -259,10 +282,11 @@ def _stats(files):
 def _make_room(folder, need, most):
     "Delete what wasn't used for the longest time: `need` bytes more fit in `most`, and the disk"
     used = {o.fn for o in _opened.values()}
+    growing = sum(s.st_size for s in _stats(_ours(folder, '.part')).values())
     found = _stats(_ours(folder, '.npy'))
     kept = sum(s.st_size for o,s in found.items() if o in used)
     total = sum(s.st_size for s in found.values())
-    most = min(most, shutil.disk_usage(folder).free+total)
+    most = min(most-growing, shutil.disk_usage(folder).free+total)
     if need+kept > most:
         raise OSError(errno.ENOSPC, f'{need/1e6:,.0f} MB are needed, of {(most-kept)/1e6:,.0f}')
     old = [o for o in found if o not in used]
@@ -271,6 +295,14 @@ def _make_room(folder, need, most):
         o.unlink(missing_ok=True)
         total -= found[o].st_size
 
+# %% ../nbs/17_cache.ipynb #bb65f8c4
+def _reserve(fn, need, most):
+    "Make a file `fn` of `need` bytes, where all may take `most`; one process at a time"
+    with FileLock(fn.with_name(f'{0:032}.lock')): # a name of ours
+        _clear_up(fn.parent)
+        _make_room(fn.parent, need, most)
+        with open(fn, 'wb') as f: f.truncate(need)
+
 # %% ../nbs/17_cache.ipynb #17c00040
 def decode_once(
     ds:Dataset, # Or one of a subclass
@@ -278,17 +310,21 @@ def decode_once(
     most:float=20e9, # Bytes that all files in this folder may take
 )->Dataset: # The same
     "Decode all images of `ds` now, into a file, or use the file of an earlier run"
-    folder = Path(cache or cache_folder())
+    folder = Path(cache or cache_folder()).resolve()
     kind,size = _record(len(ds.pixels(0))),ds.decoded_at
-    fn = folder/f'{cache_key(ds)}.npy'
+    try: fn = folder/f'{cache_key(ds)}.npy'
+    except pickle.PicklingError as e:
+        print(f'Decoded images are kept in memory only: {e}')
+        return ds
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(fn.with_suffix('.lock')):
             stored = _open_stored(fn, kind, len(ds), size)
             if stored is None:
-                _clear_up(folder)
-                _make_room(folder, len(ds)*kind.itemsize, most)
-                _write(fn, ds, kind)
+                need = len(_head(len(ds), kind))+len(ds)*kind.itemsize
+                with whole(fn) as tmp:
+                    _reserve(tmp, need, most)
+                    _write(tmp, ds, kind)
                 stored = Stored(fn, kind, len(ds), size)
             os.utime(fn)
         ds.decoded = stored
@@ -302,8 +338,12 @@ def empty_cache(
     cache=None, # Folder; by default `cache_folder()`
 )->int: # Bytes
     "Delete all decoded images that `decode_once` has written; tells how many bytes they took"
-    found = _stats(_ours(Path(cache or cache_folder()), ''))
-    for o in found: o.unlink(missing_ok=True)
+    folder = Path(cache or cache_folder())
+    found,here = _stats(_ours(folder, '')),f'.npy.{platform.node()}-'
+    _clear_up(folder)
+    for o in list(found):
+        if here in o.name and o.exists(): del found[o] # it is being written
+        else: o.unlink(missing_ok=True)
     return sum(s.st_size for s in found.values())
 
 # %% ../nbs/17_cache.ipynb #bb3f34c6

@@ -67,7 +67,7 @@ def which_arch(
     finetune:Path=None, # Model to begin with, if any
 )->str: # As for `find_arch`
     "What was asked for, or the model's; raises `ValueError` if these differ"
-    if finetune is None: return arch or 'small_resnet'
+    if finetune is None: return ifnone(arch, 'small_resnet')
     saved = load_weights(finetune)[1]['arch']
     if arch in (None,saved): return saved
     raise ValueError(f'{finetune} is a {saved}, and not a {arch}')
@@ -271,17 +271,19 @@ def folder_learner(
     base = load_predictor(finetune, arch) if finetune else None
     if base: check_base(base, finetune)
     arch = which_arch(arch, finetune)
+    find_arch(arch, archs)
     size = ifnone(size, base.size if base else 64)
     check_size(size)
     torch.manual_seed(seed)
     path,known = image_folder(path),dict(size=size, seed=seed, on_error=on_error)
     if base: known['resize'] = base.resize
     train,valid = folder_datasets(path, labels, split, **known)
-    if cache: train,valid = decode_once(train),decode_once(valid)
     model = build_network(arch, train.vocab, size, base)
     dls = folder_loaders(train, valid, bs)
     if stats is not None: check_stats(stats)
-    else: stats = base.stats if base else image_stats(train, 64)
+    if cache:
+        for ds in train,valid: decode_once(ds)
+    if stats is None: stats = base.stats if base else image_stats(train, 64)
     tfm = partial(tfm_x, norm=Normalize(stats))
     cbs = [SetupLearnerCB(tfm=tfm), Augment(*augs[aug](size)), Recorder(csv=csv)]
     if bf16: cbs.append(MixedPrecision())
@@ -394,6 +396,9 @@ def check_state(
     force:bool, # Replace it?
 ):
     "Raise `ValueError` if a new training would replace what somebody may want"
+    if resume and force:
+        raise ValueError('--resume goes on with a training, and --force replaces it: '
+                         'ask for one of them')
     state,model = load_settings(out).get('state'),out/'model.safetensors'
     if model.exists() and not (state or force):
         raise ValueError(f'{model} is there already: --force replaces it, '
@@ -420,7 +425,9 @@ def check_settings(
     for k in must:
         if was.get(k)==settings[k]: continue
         begun = f'{k} {was.get(k)}, and not {settings[k]}'
-        raise ValueError(f'{out} was begun with {begun}: choose another --out')
+        way = 'choose another --out'
+        if k=='images': way = f'repair or restore them, begin again with --force, or {way}'
+        raise ValueError(f'{out} was begun with {begun}: {way}')
 
 # %% ../nbs/38_runs.ipynb #fbda7a9f
 _results = ['model.safetensors','log.csv','report.html','settings.json',

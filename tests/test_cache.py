@@ -2,6 +2,7 @@
 import ctypes,os,pickle,platform,random,shutil,signal,subprocess,sys,time
 import warnings
 from functools import partial
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -280,6 +281,13 @@ def test_larger_than_memory(fns, tmp_path):
     assert stored > 200 and more < 60, (stored,more)
     assert len(list((tmp_path/'c').glob('*.npy')))==1 # it was found
 
+def test_checksum_reads_the_disk(fns, tmp_path, monkeypatch):
+    "It is asked for the mapped bytes and not for a copy, which Python makes with its lock"
+    ds,seen = decode_once(FastDataset(fns), tmp_path/'c'),[]
+    monkeypatch.setattr(cache, 'crc32', lambda o: seen.append(o) or crc32(o))
+    ds.pixels(3)
+    assert np.shares_memory(seen[0], ds.decoded.stored)
+
 # --- damage ---
 damages = dict(
     empty=lambda b: b'', cut=lambda b: b[:-1], header=lambda b: b'?'*128+b[128:],
@@ -347,6 +355,33 @@ def test_bound(fns, tmp_path, capsys):
     decode_once(FastDataset(fns*3), tmp_path/'c', most=2.5*one)
     assert 'kept in memory only' in capsys.readouterr().out and files()=={a,c}
 
+def test_bound_to_the_byte(fns, tmp_path, capsys):
+    "With the head of the file"
+    decode_once(FastDataset(fns), tmp_path/'c')
+    size = next((tmp_path/'c').glob('*.npy')).stat().st_size
+    for most in size-1,size: decode_once(FastDataset(fns), tmp_path/'d', most=most)
+    assert capsys.readouterr().out.count('kept in memory only')==1
+    assert next((tmp_path/'d').glob('*.npy')).stat().st_size==size
+
+@posix
+def test_bound_of_two_at_once(fns, tmp_path):
+    "What the other one is still writing counts in full, and is no file of the dead"
+    one,folder,go_on = len(fns)*(64*64*3+4),tmp_path/'c',tmp_path/'go_on'
+    def waits(f, *_):
+        while not go_on.exists(): time.sleep(.001)
+        yield f(range(len(fns)))
+    def slow():
+        cache.in_threads = waits
+        decode_once(FastDataset(fns), folder, most=1.5*one)
+        return 7
+    pid = fork(slow)
+    while size_in(folder, full=True)<one: time.sleep(.001)
+    ds = decode_once(FastDataset(fns[1:]), folder, most=1.5*one)
+    go_on.touch()
+    assert type(ds.decoded) is dict
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])==7
+    assert len(list(folder.glob('*.npy')))==1
+
 def test_old_files_make_room(fns, tmp_path, monkeypatch, capsys):
     "What may be deleted counts as free, and goes if the disk has no other room"
     decode_once(FastDataset(fns), tmp_path/'c')
@@ -371,6 +406,15 @@ def test_empty_cache(fns, tmp_path):
     assert n > len(fns)*64*64*3 and empty_cache(tmp_path/'c')==n+2
     assert [o.name for o in (tmp_path/'c').iterdir()]==['notes.txt']
 
+def test_empty_cache_while_one_writes(tmp_path):
+    "What a living process has half-written stays, and is not counted; a dead one's goes"
+    other = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
+    part = tmp_path/f'.{"0"*32}.npy.{platform.node()}-{other.pid}-0.part'
+    part.write_bytes(b'abc')
+    assert empty_cache(tmp_path)==0 and part.exists()
+    other.communicate(b'\n')
+    assert empty_cache(tmp_path)==3 and not part.exists()
+
 def test_files_of_others(fns, tmp_path):
     "They stay, if room is made, and if the cache is emptied"
     others = [tmp_path/f'c/{o}' for o in ('mine.npy', '.x.npy.h-1-0.part', 'a.lock')]
@@ -392,6 +436,14 @@ def test_in_use(fns, tmp_path, capsys):
     del train
     decode_once(FastDataset(fns[1:]), tmp_path/'c', most=1.5*one)
     assert not fn.exists() and capsys.readouterr().out==''
+
+def test_in_use_by_another_name(fns, tmp_path, monkeypatch, capsys):
+    "A folder may be named from here, or by a link"
+    monkeypatch.chdir(tmp_path)
+    one = len(fns)*(64*64*3+4)
+    train = decode_once(FastDataset(fns), 'c', most=1.5*one)
+    decode_once(FastDataset(fns[1:]), tmp_path/'c', most=1.5*one)
+    assert train.decoded.fn.exists() and 'kept in memory only' in capsys.readouterr().out
 
 def test_half_written_files_of_the_dead(fns, tmp_path):
     "They go, also those of other keys"
@@ -416,9 +468,94 @@ def test_what_else_is_in_the_key(fns, monkeypatch):
     ds.read = partial(read_fast)
     assert cache_key(ds)!=before
     other = type('FastDataset', (FastDataset,), dict(__module__='mine'))
+    monkeypatch.setitem(sys.modules, 'mine', NS(FastDataset=other))
     assert cache_key(other(fns))!=before
     monkeypatch.setattr('PIL.__version__', '0')
     assert cache_key(FastDataset(fns))!=before
+
+class Bright:
+    "Reads images, and adds `n` to each pixel"
+    def __init__(self, n): self.n = n
+    def read(self, fn, size): return np.clip(read_fast(fn, size)+self.n, 0, 255).astype('u1')
+    __call__ = read
+
+def bright(fn, size, n): return Bright(int(torch.as_tensor(n).max()))(fn, size)
+
+class Brighter(FastDataset):
+    "One whose method reads by an attribute"
+    n = 0
+    def read(self, fn, size): return bright(fn, size, self.n)
+
+def large(n):
+    res = np.zeros((64,64,3), int)
+    res[30:40] = n
+    return res
+
+@pytest.mark.parametrize('make', [
+    lambda n: Bright(n).read, lambda n: Bright(n), lambda n: partial(bright, n=n),
+    lambda n: partial(bright, n=large(n)), lambda n: partial(bright, n=torch.tensor(n))])
+def test_state_of_a_reader(make, fns, tmp_path):
+    "What it reads with decides, and is found again"
+    def stored(n):
+        ds = FastDataset(fns)
+        ds.read = make(n)
+        decode_once(ds, tmp_path/'c')
+        assert type(ds.decoded) is cache.Stored
+        return ds.pixels(3)
+    for _ in range(2): assert stored(0)!=stored(90)
+    assert len(list((tmp_path/'c').glob('*.npy')))==2
+
+@pytest.mark.parametrize('kind', [
+    int, np.int64, np.float32, lambda n: [n], lambda n: np.array([n,0]), large, torch.tensor])
+def test_attributes_in_the_key(kind, fns):
+    "All kinds of them"
+    def key(n):
+        ds = Brighter(fns)
+        ds.n = kind(n)
+        return cache_key(ds)
+    assert key(0)!=key(90) and key(90)==key(90)
+
+def test_local_readers(fns, tmp_path, capsys):
+    "Nobody can tell what is in them: one line, and memory only"
+    def closure(n): return lambda fn, size: bright(fn, size, n)
+    class Local(FastDataset): pass
+    found = []
+    for n in 0,90:
+        ds = FastDataset(fns)
+        ds.read = closure(n)
+        found.append(decode_once(ds, tmp_path/'c').pixels(3))
+        said = capsys.readouterr().out
+        assert said.count('\n')==1 and "in memory only: `read` can't be pickled" in said
+    assert found[0]!=found[1]
+    decode_once(Local(fns), tmp_path/'c')
+    assert "in memory only: `class` can't be pickled" in capsys.readouterr().out
+    assert not (tmp_path/'c').exists()
+
+def test_files_are_not_pickled(fns):
+    "Nor decoded images, not even if a method of the dataset is in an attribute"
+    ds = Brighter(fns)
+    key = cache_key(ds)
+    ds.all_pixels(range(9))
+    assert cache_key(ds)==key
+    ds.part = partial(ds.pixels, 3)
+    assert len(cache._how(ds)) < 700
+
+other_process = '''
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_cache import *
+ds = Brighter(get_image_files(sys.argv[2]))
+ds.n,ds.names,ds.x = np.array([3,4,5]),{'a','bc','def'},torch.ones(3)
+ds.many = {'k':[1.5,{'x','y'}]}
+print(cache_key(ds))
+'''
+
+def test_same_key_in_another_process(fns, tmp_path):
+    "Whatever the order of sets and the addresses there"
+    cmd = [sys.executable, '-c', other_process, os.path.dirname(__file__), tmp_path/'train']
+    def key(seed):
+        return subprocess.check_output(cmd, env={**os.environ, 'PYTHONHASHSEED':seed})
+    assert len({key(o) for o in '123'})==1
 
 def test_unreadable_image(fns, tmp_path):
     "It is named, as always, and no file is left"
@@ -444,9 +581,10 @@ def test_two_at_once(fns, tmp_path):
     ends = [os.waitpid(o, 0)[1] for o in [fork(child) for _ in range(3)]]
     assert sorted(map(os.waitstatus_to_exitcode, ends))==[10,10,20]
 
-def size_in(folder):
-    "Bytes in `folder` so far, also of what is being written"
-    try: return sum(o.stat().st_size for o in folder.iterdir())
+def size_in(folder, full=False):
+    "Bytes on the disk so far, also of what is being written; or those it will have"
+    def size(s): return s.st_size if full else s.st_blocks*512
+    try: return sum(size(o.stat()) for o in folder.iterdir())
     except FileNotFoundError: return 0
 
 @posix

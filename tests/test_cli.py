@@ -10,7 +10,7 @@ from PIL import Image
 from learner_from_scratch import runs
 from learner_from_scratch.callbacks import Callback
 from learner_from_scratch.checkpoint import load_weights,save_model
-from learner_from_scratch.cli import answer_all,lfs_find,lfs_predict,lfs_train
+from learner_from_scratch.cli import answer_all,lfs_empty,lfs_find,lfs_predict,lfs_train
 from learner_from_scratch.data import get_image_files
 from learner_from_scratch.fetch import draw_shapes
 from learner_from_scratch.inference import Predictor
@@ -100,12 +100,22 @@ def n_lines(fn): return len(fn.read_text().splitlines())
     (dict(arch='torch.nn:LazyLinear'), 'it gives (2, 3, 32, 10)'),
     (dict(arch='nowhere:net'), "no architecture 'nowhere:net'"),
     (dict(arch='resnet'), 'known are small_resnet, resnet18, simple_cnn'),
+    (dict(arch=''), "no architecture ''"),
     (dict(aug='much'), '`aug` must be one of none, flip, full'),
     (dict(opt='adam'), '`opt` must be one of adamw, sgd'),
     (dict(finetune='none.safetensors'), 'there is no none.safetensors')])
 def test_bad_options(bad, says, shapes, tmp_path):
     assert says in refused(train, str(shapes), **{'out':tmp_path/'out', **bad})
     assert not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('bad', [dict(arch='nonsense'), dict(arch='os:getcwd'), dict(bs=61)])
+def test_bad_options_decode_nothing(bad, shapes, tmp_path, monkeypatch, capsys):
+    "What does not fit is told before images are decoded, a wrong name before they are listed"
+    from learner_from_scratch import runs
+    decoded = []
+    monkeypatch.setattr(runs, 'decode_once', lambda ds: decoded.append(ds) or ds)
+    refused(train, str(shapes), cache=True, out=tmp_path/'out', **bad)
+    assert not decoded and ('nonsense' in bad.values())==(not capsys.readouterr().out)
 
 def test_bad_folders(shapes, tmp_path):
     one,odd = tmp_path/'one',tmp_path/'odd'
@@ -131,6 +141,17 @@ def test_unreadable_image_names_skip(shapes, tmp_path):
     with warned(): train(str(fake), skip=True, out=tmp_path/'out')
     with warned(): lfs_find(str(fake), bs=8, size=32, skip=True, out=tmp_path/'lr.png')
     with warned(): lfs_train(str(fake), resume=True, out=tmp_path/'out')
+
+def test_image_breaks_meanwhile(shapes, run, tmp_path):
+    "A run that goes on can't leave it out: what to do is said with `--skip` and without"
+    mine = shutil.copytree(shapes, tmp_path/'mine')
+    save_settings(run, folder=str(mine.resolve()), state='training')
+    (mine/'val/moon/moon_0005.JPEG').write_text('Dear Sir')
+    line = refused(lfs_train, str(mine), resume=True, out=run)
+    assert 'moon_0005' in line and 'repair the file, or begin again with --force --skip' in line
+    with pytest.warns(UserWarning, match='1 of 20 images are skipped'):
+        line = refused(lfs_train, str(mine), resume=True, skip=True, out=run)
+    assert 'images 60+20' in line and 'begin again with --force' in line
 
 small_net = '''
 from learner_from_scratch.modules import *
@@ -357,6 +378,42 @@ def test_predict_many(shapes, trained, tmp_path, capsys, monkeypatch):
     assert 'gone' in refused(lfs_predict, [model, 'ims', '--csv=gone/a.csv'])
     assert not capsys.readouterr().out # nothing was predicted
 
+def test_predict_empty_folder(trained, im, tmp_path, capsys):
+    "It is told, and stops nothing"
+    empty = str(tmp_path)
+    for names in [empty],[empty,im]:
+        assert refused(lfs_predict, [str(trained), *names]).endswith(f': no images in {empty}')
+    assert capsys.readouterr().out.startswith(im)
+
+def test_no_file_is_lost(trained, im, tmp_path, monkeypatch):
+    "A table replaces neither a photo nor the model, nor an older table if there is no answer"
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(trained/'model.safetensors', 'm')
+    shutil.copy('m', 'other.safetensors')
+    for o in 'p1.jpg','p2.jpg','photo': shutil.copy(im, o)
+    Path('keep.csv').write_text('mine')
+    before = {o: o.read_bytes() for o in Path().iterdir()}
+    for says,args in (('p1.jpg must end in .csv', 'm --csv p1.jpg p2.jpg'),
+                      ('other.safetensors must end', 'm p1.jpg --csv other.safetensors'),
+                      ('m is read', 'm p1.jpg --csv m'),
+                      ('photo is read', f'm photo --csv {tmp_path}/photo'),
+                      ('nope.jpg', 'm nope.jpg --csv keep.csv')):
+        assert says in refused(lfs_predict, args.split())
+    assert {o: o.read_bytes() for o in Path().iterdir()}==before
+    lfs_predict(['m', 'p1.jpg', '--csv', 'keep.csv'])
+    assert n_lines(Path('keep.csv'))==2
+
+@pytest.mark.skipif(os.name=='nt', reason='needs links')
+def test_no_image_is_lost(shapes, tmp_path):
+    "Nor does the picture of `lfs_find` replace one that a linked folder has"
+    photos = shutil.copytree(shapes/'val', tmp_path/'photos')
+    (tmp_path/'all').mkdir()
+    for o in photos.iterdir(): (tmp_path/'all'/o.name).symlink_to(o)
+    shutil.move(get_image_files(photos)[0], one := photos/'moon'/'one.jpg')
+    before = one.read_bytes()
+    assert 'is read' in refused(lfs_find, str(tmp_path/'all'), bs=4, size=32, out=str(one))
+    assert one.read_bytes()==before
+
 def other_task(task, bias, path):
     "A model file whose answers are `bias`, nearly"
     model = simple_cnn(len(bias))
@@ -403,6 +460,15 @@ def test_find(shapes, capsys, tmp_path):
     lfs_find(str(shapes), bs=8, size=32, out=tmp_path/'lr.png')
     assert 'valley' in capsys.readouterr().out and Image.open(tmp_path/'lr.png').width > 100
 
+def test_empty(tmp_path, capsys, monkeypatch):
+    "Decoded images in the folder of the settings go, and nothing else"
+    monkeypatch.setenv('FASTAI_HOME', str(tmp_path))
+    (tmp_path/'decoded').mkdir()
+    for o in f'{"0"*32}.npy','mine.npy': (tmp_path/'decoded'/o).write_bytes(bytes(2_000_000))
+    lfs_empty()
+    assert capsys.readouterr().out==f'2.0 MB less in {tmp_path}/decoded\n'
+    assert [o.name for o in (tmp_path/'decoded').iterdir()]==['mine.npy']
+
 # --- the state of a run ---
 def test_other_images(shapes, trained, run, tmp_path):
     "Nothing goes on with other images, or overwrites the results for another folder"
@@ -428,6 +494,8 @@ def test_done_may_be_replaced(shapes, run):
     for o in run.glob('model*'): os.utime(o, (0,0))
     old = {o.name: o.read_bytes() for o in run.iterdir() if o.is_file()}
     assert '--force' in refused(train, str(shapes), out=run, seed=1)
+    both = refused(train, str(shapes), out=run, seed=1, resume=True, force=True)
+    assert 'ask for one of them' in both
     assert settings(run)['seed']==42
     train(str(shapes), out=run, seed=1, force=True)
     assert settings(run)['seed']==1 and settings(run)['state']=='done'
@@ -609,6 +677,21 @@ except SystemExit as e: print(e.code, 'torch' in sys.modules)
     ('lfs_train . --epochs=0', 'lfs_train: `epochs` must be at least 1, got 0 False'),
     ('lfs_train . --bs=0', 'lfs_train: `bs` must be at least 1, got 0 False'),
     ('lfs_train . --lr=0', 'lfs_train: `lr` must be greater than 0, got 0.0 False'),
+    ('lfs_train . --lr=inf', 'lfs_train: `lr` must be greater than 0, got inf False'),
+    ('lfs_train . --seed=9223372036854775808', 'lfs_train: `seed` must be from 0 to 2**63-1, '
+                                               'got 9223372036854775808 False'),
+    ('lfs_train . --split=1.5', 'lfs_train: `split` must be a share in (0, 1), or a column, '
+                                'got 1.5 False'),
+    ('lfs_find . --split=nan', 'lfs_find: `split` must be a share in (0, 1), or a column, '
+                               'got nan False'),
+    ('lfs_train . --labels=no.csv',
+     'lfs_train: there is no table no.csv, neither here nor in . False'),
+    ('lfs_train . --out=a.py', 'lfs_train: a.py is a file, and no folder False'),
+    ('lfs_train . --out=a.py/b', 'lfs_train: a.py is a file, and no folder False'),
+    ('lfs_train a.py', 'lfs_train: a.py is a file, and no folder False'),
+    ('lfs_find a.py', 'lfs_find: a.py is a file, and no folder False'),
+    ('lfs_find . --out=lr.txt', 'lfs_find: the name lr.txt must end in .png, .jpg, .jpeg, '
+                                '.webp, .tif, .tiff, .pdf, .svg, .eps False'),
     ('lfs_train . --aug=much', 'lfs_train: `aug` must be one of none, flip, full; '
                                "got 'much' False"),
     ('lfs_train . --opt=adam', 'lfs_train: `opt` must be one of adamw, sgd, momentum, muon; '

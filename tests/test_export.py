@@ -2,6 +2,7 @@
 from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -233,6 +234,15 @@ def test_command(tmp_path, capsys):
     lfs_export(str(fn))
     assert capsys.readouterr().out==f'Saved in {tmp_path/"m.onnx"}\n'
     assert (tmp_path/'m.onnx').stat().st_size > 1e5
+
+def test_command_replaces_no_model(tmp_path):
+    "Neither the one that it reads nor another one"
+    pred = Predictor(small_resnet(2), ['a','b'], 32)
+    for o in 'm.safetensors','m.onnx','b.safetensors': pred.save(tmp_path/o, 'small_resnet')
+    a,b,odd = [str(tmp_path/o) for o in ('m.safetensors','b.safetensors','m.onnx')]
+    before = Path(a).read_bytes()
+    for args in (a, a),(a, b),(odd, None): refused(args[0], onnx=args[1])
+    assert all(Path(o).read_bytes()==before for o in (a,b,odd))
 
 own_nets = '''
 from learner_from_scratch.modules import *
