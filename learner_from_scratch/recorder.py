@@ -348,7 +348,10 @@ def suggest_lrs(
 def _for_copies(opt_func, copies):
     "`opt_func`, with the parameters `copies.values()` in place of `copies.keys()`"
     def make(params, lr):
-        opt = opt_func(params, lr)
+        params = list(params)
+        opt,again = opt_func(params, lr),opt_func(params, lr)
+        if any(a is b for a,b in zip(opt.param_groups, again.param_groups)):
+            raise ValueError('`opt_func` must make a new optimizer each time')
         known = set(copies.values())
         for g in opt.param_groups:
             g['params'][:] = [copies.get(p, p) for p in g['params']]
