@@ -354,6 +354,8 @@ def _for_copies(opt_func, copies):
             raise ValueError('`opt_func` must make a new optimizer each time')
         known = set(copies.values())
         for g in opt.param_groups:
+            if 'params' not in g: raise ValueError('a group of the optimizer has no `params`')
+            if isinstance(g['params'], tuple): g['params'] = list(g['params'])
             g['params'][:] = [copies.get(p, p) for p in g['params']]
             if not known.issuperset(g['params']):
                 raise ValueError("`opt_func` takes parameters that are not those of the model")
@@ -411,6 +413,10 @@ def trial(self:Learner,
     opt_func = _for_copies(self.opt_func, copies)
     return Learner(model, dls, self.loss_func, self.lr, [*mine,*L(cbs)], opt_func)
 
+# %% ../nbs/11_recorder.ipynb #bf71998f
+def _weights(model): return [p.detach().cpu().nan_to_num() for p in model.parameters()]
+def _same(before, after): return all(map(torch.equal, before, after))
+
 # %% ../nbs/11_recorder.ipynb #fe3bda7a
 @patch
 def lr_find(self:Learner,
@@ -425,9 +431,12 @@ def lr_find(self:Learner,
         raise ValueError(f'rates grow from above 0: got {start} to {stop}, by the factor {mult}')
     finder = LRFinder(start, mult, stop)
     n_batches = math.log(stop/start, mult) + 1
-    state = rng_state()
-    try: self.trial([finder, KeepRatios()]).fit(math.ceil(n_batches/len(self.dls.train)))
+    state,before = rng_state(),_weights(self.model)
+    trial = self.trial([finder, KeepRatios()])
+    try: trial.fit(math.ceil(n_batches/len(self.dls.train)))
     finally: set_rng_state(state)
+    if _same(before, _weights(trial.model)) or not _same(before, _weights(self.model)):
+        raise ValueError('the optimizer does not train the parameters in its groups')
     sugg,smooth = suggest_lrs(finder.lrs, finder.losses)
     if plot: _plot_lr_find(finder, sugg, smooth)
     return sugg
