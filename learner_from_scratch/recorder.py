@@ -15,6 +15,7 @@ from copy import copy,deepcopy
 from io import BytesIO
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 from fastcore.all import *
 from fastcore.xml import Img,Table,Tbody,Td,Th,Thead,Tr,to_xml
 from .fetch import *
@@ -414,7 +415,8 @@ def trial(self:Learner,
     return Learner(model, dls, self.loss_func, self.lr, [*mine,*L(cbs)], opt_func)
 
 # %% ../nbs/11_recorder.ipynb #bf71998f
-def _weights(model): return [p.detach().cpu().nan_to_num() for p in model.parameters()]
+def _numbers(p): return torch.zeros(0) if is_lazy(p) else p.detach().cpu().nan_to_num()
+def _weights(model): return [_numbers(p) for p in model.parameters()]
 def _same(before, after): return all(map(torch.equal, before, after))
 
 # %% ../nbs/11_recorder.ipynb #fe3bda7a
