@@ -308,7 +308,9 @@ def fit(self:Learner,
     lr:float=None, # Learning rate of this fit; by default the learner's
     cbs=None, # Callbacks for this fit only
 ):
-    "Train and validate, `n_epochs` times"
+    "Train and validate, `n_epochs` times; raises `ValueError` for several rates"
+    if is_listy(lr) or getattr(lr, 'ndim', 0):
+        raise ValueError(f'`fit` has one rate, got {lr}: give several to `fit_one_cycle`')
     self.n_epochs,self.first_epoch,self.first_batch = n_epochs,0,0
     with self.patient(), self.added_cbs(cbs), self.stage('fit'):
         self('before_fit')

@@ -388,18 +388,19 @@ def group_lrs(
     lrs, # A rate for each group, `slice(first, last)` or `slice(last)`
     n:int, # Groups
 )->list: # `n` rates
-    "The rate of each group; raises `ValueError` unless there are `n`, all above 0"
+    "The rate of each group; raises `ValueError` unless there are `n`, above 0 and finite"
     if isinstance(lrs, slice):
         low,high = lrs.start,lrs.stop
-        if high is None or not all(o is None or o>0 for o in (low,high)):
-            raise ValueError(f'a rate must be above 0, got {lrs}')
+        if high is None or not all(o is None or 0<o<math.inf for o in (low,high)):
+            raise ValueError(f'a rate must be above 0, and finite, got {lrs}')
         if low is None: lrs = [high/10]*(n-1) + [high]
         else:
             steps = max(n-1, 1)
             lrs = [high*(low/high)**(i/steps) for i in reversed(range(n))]
     lrs = list(lrs)
     if len(lrs)!=n: raise ValueError(f'the optimizer has {n} groups, and not {len(lrs)}: {lrs}')
-    if not all(o>0 for o in lrs): raise ValueError(f'a rate must be above 0, got {lrs}')
+    if not all(0<o<math.inf for o in lrs):
+        raise ValueError(f'a rate must be above 0, and finite, got {lrs}')
     return lrs
 
 # %% ../nbs/11_recorder.ipynb #7af887bb
@@ -477,14 +478,17 @@ def fit_one_cycle(self:Learner,
     anneal:str='linear', # `linear`, or `cosine`
     cbs=None, # More callbacks for this fit only
 ):
-    "Fit with a rate that goes up and then down to 0; raises `ValueError` for another `anneal`"
+    "Fit with a rate that goes up and then down to 0; raises `ValueError` for odd numbers"
     cycles = dict(linear=OneCycle, cosine=CosineCycle)
     if anneal not in cycles:
         raise ValueError(f'`anneal` must be one of {", ".join(cycles)}, got {anneal!r}')
-    lr = self.lr if lr_max is None else lr_max
-    lrs = None
-    if isinstance(lr, slice): lr,lrs = lr.stop,lr
-    elif is_listy(lr): lr,lrs = lr[-1],lr
+    given = self.lr if lr_max is None else lr_max
+    if isinstance(given, (np.ndarray,torch.Tensor)): given = given.tolist()
+    lr,lrs = given,None
+    if isinstance(given, slice): lr,lrs = given.stop,given
+    elif is_listy(given): lr,lrs = first(given[-1:]),given
+    if lr is None or not 0 <= lr < math.inf:
+        raise ValueError(f'a rate must be a finite number, and not below 0, got {given}')
     self.fit(n_epochs, lr, [cycles[anneal](lr), KeepRatios(lrs), *L(cbs)])
 
 # %% ../nbs/11_recorder.ipynb #c56ebbe0
