@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['CancelEpochException', 'CancelBatchException', 'CancelStepException', 'Callback', 'SetupLearnerCB', 'TrackResults',
            'LRFinder', 'OneCycle', 'Alone', 'Learner', 'check_events', 'data_of', 'of_data', 'check_outputs',
-           'AnyOutputs', 'GradientClip', 'GradientAccumulation', 'NarrowInFull', 'MixedPrecision', 'TerminateOnNaN']
+           'AnyOutputs', 'check_parts', 'GradientClip', 'GradientAccumulation', 'NarrowInFull', 'MixedPrecision',
+           'TerminateOnNaN']
 
 # %% ../nbs/10_callbacks.ipynb #ad0ac7db
 import signal,threading
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from contextlib import ExitStack,_GeneratorContextManager,closing,contextmanager,suppress
 from difflib import get_close_matches
@@ -366,6 +368,40 @@ def after_pred(self:SetupLearnerCB):
 class AnyOutputs(SetupLearnerCB):
     "`SetupLearnerCB` for a network whose outputs aren't those of the classes"
     def after_pred(self): pass
+
+# %% ../nbs/10_callbacks.ipynb #5ee42a9d
+def _held(o):
+    if isinstance(o, (Parameter,nn.Parameter)): return [o]
+    if isinstance(o, (Module,nn.Module)): return list(o.parameters())
+    if isinstance(o, dict): o = o.values()
+    elif not isinstance(o, (list,tuple,L)): return []
+    return [p for part in o for p in _held(part)]
+
+# %% ../nbs/10_callbacks.ipynb #85e2c210
+def _all_inside(m):
+    if isinstance(m, nn.Module): return list(m.modules())
+    return [m, *[o for child in m.children.values() for o in _all_inside(child)]]
+
+# %% ../nbs/10_callbacks.ipynb #fc316e34
+def check_parts(
+    model:Callable, # Our `Module` or PyTorch's
+):
+    "Raise `ValueError` if `model` keeps weights to train in a list, where they are not found"
+    if not isinstance(model, (Module,nn.Module)): return
+    known = set(model.parameters())
+    for m in _all_inside(model):
+        lists = {k:v for k,v in vars(m).items() if isinstance(v, (dict,list,tuple,L))}
+        for k,v in lists.items():
+            if any(p.requires_grad and p not in known for p in _held(v)):
+                name = f'{type(m).__name__}.{k}'
+                raise ValueError(f'the weights in {name} would not be trained: use Sequential')
+
+# %% ../nbs/10_callbacks.ipynb #a6b9c64c
+@patch
+def before_fit(self:SetupLearnerCB):
+    "Move the model; raises `ValueError` for weights in a list"
+    check_parts(self.model)
+    super(SetupLearnerCB, self).before_fit()
 
 # %% ../nbs/10_callbacks.ipynb #35cfd50b
 class GradientClip(Callback):
