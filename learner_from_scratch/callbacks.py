@@ -13,6 +13,7 @@ import signal,threading
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from contextlib import ExitStack,_GeneratorContextManager,closing,contextmanager,suppress
 from difflib import get_close_matches
 from typing import Callable
@@ -459,18 +460,22 @@ def _conv2d(input, weight, bias=None, stride=1, *args, **kwargs):
         return torch.conv2d(input.float(), weight, bias, stride, *args, **kwargs)
 
 # %% ../nbs/10_callbacks.ipynb #fab3a382
+def _in_full(o): return o.float() if o.is_floating_point() else o
+
 class MixedPrecision(Callback):
     "Predict in bfloat16, where the device has it"
     order = -10
     def before_fit(self): self.stack = ExitStack()
     def before_batch(self):
-        kind = first(self.model.parameters()).device.type
+        p = first(self.model.parameters())
+        if p is None: return # nothing to multiply with
+        kind = p.device.type
         has_bf16 = kind!='cuda' or torch.cuda.is_bf16_supported()
         self.stack.enter_context(torch.autocast(kind, torch.bfloat16, enabled=has_bf16))
         if kind=='cpu': self.stack.enter_context(NarrowInFull())
     def after_pred(self):
         self.stack.close()
-        self.learner.preds = self.preds.float()
+        self.learner.preds = tree_map_only(torch.Tensor, _in_full, self.preds)
     def cleanup_batch(self): self.stack.close()
 
 # %% ../nbs/10_callbacks.ipynb #31f585b4
