@@ -9,7 +9,7 @@ __all__ = ['CancelEpochException', 'CancelBatchException', 'CancelStepException'
            'TerminateOnNaN']
 
 # %% ../nbs/10_callbacks.ipynb #ad0ac7db
-import signal,threading
+import dis,signal,threading
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -46,6 +46,9 @@ _cancels = dict(batch=CancelBatchException,
 _of_learner = ('model dls loss_func lr cbs opt_func opt batch preds loss num epoch '
                'n_epochs first_epoch first_batch recorder bar').split()
 
+def _hides(k):
+    raise AttributeError(f"`self.{k}` is the learner's: write `self.learner.{k} = ...`")
+
 # %% ../nbs/10_callbacks.ipynb #8321f41a
 class Callback(chapter.Callback):
     "A callback of the everyday `Learner`"
@@ -57,8 +60,8 @@ class Callback(chapter.Callback):
 
     def __setattr__(self, k, v):
         "Set attribute `k`; raises `AttributeError` if it would hide one of the learner's"
-        if k not in _of_learner: return super().__setattr__(k, v)
-        raise AttributeError(f'`self.{k}` is the learner\'s: write `self.learner.{k} = ...`')
+        if k in _of_learner: _hides(k)
+        super().__setattr__(k, v)
 
 # %% ../nbs/10_callbacks.ipynb #755d6516
 class SetupLearnerCB(chapter.SetupLearnerCB, Callback):
@@ -211,16 +214,28 @@ def one_epoch(self:Learner,
                 else: self.one_batch()
         self('after_epoch')
 
+# %% ../nbs/10_callbacks.ipynb #b33c25df
+def _assigned(f):
+    steps = list(dis.get_instructions(f)) if hasattr(f, '__code__') else []
+    def of_self(o): return L(o.argval)[-1:]==['self']
+    pairs = zip(steps, steps[1:])
+    return [b.argval for a,b in pairs if b.opname=='STORE_ATTR' and of_self(a)]
+
 # %% ../nbs/10_callbacks.ipynb #40829528
 def check_events(
     cb:Callback, # A callback
     events, # Names of the events there are
 ):
-    "Raise `TypeError` if a method of `cb` looks like an event and is none"
+    "Raise `TypeError` for a method that is nearly an event, `AttributeError` for a hidden name"
+    name = type(cb).__name__
     for k in dir(type(cb)):
+        if k in _of_learner:
+            raise AttributeError(f"{name}.{k} hides the learner's `{k}`: give it another name")
+        for o in _assigned(getattr(type(cb), k)) if k in events else []:
+            if o in _of_learner: _hides(o)
         if k in events or k[0]=='_': continue
         near = get_close_matches(k, events, n=1, cutoff=.85)
-        what = f'{type(cb).__name__}.{k} is no event'
+        what = f'{name}.{k} is no event'
         if near: raise TypeError(f'{what}: did you mean `{near[0]}`?')
         if k.startswith(('before_','after_','cleanup_','skip_')):
             raise TypeError(f'{what}; these are: {", ".join(events)}')
