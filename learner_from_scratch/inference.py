@@ -564,7 +564,8 @@ def load_predictor(
     arch:str=None, # Its architecture, as for `find_arch`, unless that is one of `known_archs`
 )->Predictor: # Ready to predict
     "Load a trained model; raises `ValueError` with the name of a file that isn't one"
-    own = {arch: find_arch(arch)} if arch else {}
+    own = {}
+    if arch: own[arch] = own[arch.split(':')[-1]] = find_arch(arch)
     return Predictor.load(path, {**known_archs, **own})
 
 # %% ../nbs/13_inference.ipynb #1aa642c2
