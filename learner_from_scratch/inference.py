@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['one_label', 'max_size', 'max_classes', 'heic_help', 'resizers', 'known_archs', 'Task', 'OneLabel', 'vocab_of',
            'CollectPreds', 'same_mode', 'check_stats', 'check_size', 'check_vocab', 'check_choice', 'regular_file',
-           'heic_files', 'read_rgb', 'array_image', 'upright', 'fit_image', 'Predictor', 'Prediction', 'folder_images',
-           'image_list', 'Unlabelled', 'Predictions', 'check_arch', 'check_meta', 'import_path', 'find_arch',
-           'load_predictor', 'load_learner', 'as_shown', 'in_order', 'image_of', 'show_preds', 'check_one_label',
-           'confusion_matrix']
+           'heic_files', 'read_rgb', 'array_image', 'check_open', 'upright', 'fit_image', 'Predictor', 'Prediction',
+           'folder_images', 'image_list', 'Unlabelled', 'Predictions', 'check_arch', 'check_meta', 'import_path',
+           'find_arch', 'load_predictor', 'load_learner', 'as_shown', 'in_order', 'image_of', 'show_preds',
+           'check_one_label', 'confusion_matrix']
 
 # %% ../nbs/13_inference.ipynb #55598315
 import importlib,reprlib,stat,sys,warnings
@@ -220,12 +220,21 @@ def array_image(
         a = (a*255).round().astype('uint8')
     return Image.fromarray(np.broadcast_to(a.reshape(shape), (*shape[:2],3)).copy())
 
+# %% ../nbs/13_inference.ipynb #117c12fc
+def check_open(
+    image, # Perhaps an image
+):
+    "Raise `ValueError` for bytes, and for what can be read from"
+    if isinstance(image, (bytes,bytearray)) or hasattr(image, 'read'):
+        raise ValueError('open it first: Image.open(BytesIO(data)) or Image.open(file)')
+
 # %% ../nbs/13_inference.ipynb #6c0e751a
 def upright(
     image, # Name of a file, PIL image, or an array or tensor as for `array_image`
     side:int=10**6, # Pixels that are needed
 )->Image.Image:
-    "The image in RGB, in its proportions"
+    "The image in RGB, in its proportions; raises `ValueError` for bytes and open files"
+    check_open(image)
     if isinstance(image, (np.ndarray,Tensor)): return array_image(image)
     if not isinstance(image, Image.Image): return read_rgb(image, side)
     im = image.copy()
@@ -356,8 +365,8 @@ def folder_images(
 def image_list(
     images, # One, as for `upright`; or a list, a folder, or a batch `(n, h, w, c)`
 )->tuple[list,bool]: # Images one by one; is it one that wasn't in a list?
-    "What to predict from; raises `ValueError` for a folder without images, and for bytes"
-    if isinstance(images, bytes): raise ValueError('open it first: Image.open(BytesIO(data))')
+    "What to predict from; raises `ValueError` for a folder without images, bytes and open files"
+    check_open(images)
     if isinstance(images, (np.ndarray,Tensor)):
         return (list(images),False) if images.ndim>3 else ([images],True)
     if not isinstance(images, (str,PathLike,Image.Image)): return list(images),False
