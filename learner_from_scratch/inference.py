@@ -107,6 +107,8 @@ def evaluate(self:Learner,
 ):
     "A pass in evaluation mode that changes neither weights nor gradients nor the mode"
     dls = DataLoaders([], self.dls.valid if dl is None else dl)
+    if loss_func is not noop and isinstance(data_of(dls.valid), Unlabelled):
+        raise ValueError('these images have no labels, so there is no loss: ask `get_preds`')
     def no_steps(params, lr): return SGD([], lr)
     learn = Learner(self.model, dls, loss_func, self.lr, cbs, no_steps)
     with same_mode(self.model): learn.fit(1)
