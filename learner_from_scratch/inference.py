@@ -98,6 +98,12 @@ def same_mode(
     try: yield
     finally: model.train(mode)
 
+# %% ../nbs/13_inference.ipynb #b2ea5bd3
+class _Share(Callback):
+    def after_opt(self):
+        if getattr(self.dls.valid, 'n_ranks', 1) <= self.ranks.n: return
+        warnings.warn("this is the answer for this rank's share of the images alone")
+
 # %% ../nbs/13_inference.ipynb #9160eecd
 @patch
 def evaluate(self:Learner,
@@ -110,7 +116,7 @@ def evaluate(self:Learner,
     if loss_func is not noop and isinstance(data_of(dls.valid), Unlabelled):
         raise ValueError('these images have no labels, so there is no loss: ask `get_preds`')
     def no_steps(params, lr): return SGD([], lr)
-    learn = Learner(self.model, dls, loss_func, self.lr, cbs, no_steps)
+    learn = Learner(self.model, dls, loss_func, self.lr, [*cbs,_Share()], no_steps)
     with same_mode(self.model): learn.fit(1)
 
 # %% ../nbs/13_inference.ipynb #0f252c4e
