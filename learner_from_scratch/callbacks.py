@@ -5,12 +5,15 @@
 # %% auto #0
 __all__ = ['CancelEpochException', 'CancelBatchException', 'CancelStepException', 'Callback', 'SetupLearnerCB', 'TrackResults',
            'LRFinder', 'OneCycle', 'Alone', 'Learner', 'check_events', 'data_of', 'of_data', 'check_outputs',
-           'AnyOutputs', 'GradientClip', 'GradientAccumulation', 'NarrowInFull', 'MixedPrecision', 'TerminateOnNaN']
+           'AnyOutputs', 'check_parts', 'GradientClip', 'GradientAccumulation', 'NarrowInFull', 'MixedPrecision',
+           'TerminateOnNaN']
 
 # %% ../nbs/10_callbacks.ipynb #ad0ac7db
-import signal,threading
+import dis,signal,threading
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 from contextlib import ExitStack,_GeneratorContextManager,closing,contextmanager,suppress
 from difflib import get_close_matches
 from typing import Callable
@@ -43,6 +46,9 @@ _cancels = dict(batch=CancelBatchException,
 _of_learner = ('model dls loss_func lr cbs opt_func opt batch preds loss num epoch '
                'n_epochs first_epoch first_batch recorder bar').split()
 
+def _hides(k):
+    raise AttributeError(f"`self.{k}` is the learner's: write `self.learner.{k} = ...`")
+
 # %% ../nbs/10_callbacks.ipynb #8321f41a
 class Callback(chapter.Callback):
     "A callback of the everyday `Learner`"
@@ -54,8 +60,8 @@ class Callback(chapter.Callback):
 
     def __setattr__(self, k, v):
         "Set attribute `k`; raises `AttributeError` if it would hide one of the learner's"
-        if k not in _of_learner: return super().__setattr__(k, v)
-        raise AttributeError(f'`self.{k}` is the learner\'s: write `self.learner.{k} = ...`')
+        if k in _of_learner: _hides(k)
+        super().__setattr__(k, v)
 
 # %% ../nbs/10_callbacks.ipynb #755d6516
 class SetupLearnerCB(chapter.SetupLearnerCB, Callback):
@@ -208,16 +214,28 @@ def one_epoch(self:Learner,
                 else: self.one_batch()
         self('after_epoch')
 
+# %% ../nbs/10_callbacks.ipynb #b33c25df
+def _assigned(f):
+    steps = list(dis.get_instructions(f)) if hasattr(f, '__code__') else []
+    def of_self(o): return L(o.argval)[-1:]==['self']
+    pairs = zip(steps, steps[1:])
+    return [b.argval for a,b in pairs if b.opname=='STORE_ATTR' and of_self(a)]
+
 # %% ../nbs/10_callbacks.ipynb #40829528
 def check_events(
     cb:Callback, # A callback
     events, # Names of the events there are
 ):
-    "Raise `TypeError` if a method of `cb` looks like an event and is none"
+    "Raise `TypeError` for a method that is nearly an event, `AttributeError` for a hidden name"
+    name = type(cb).__name__
     for k in dir(type(cb)):
+        if k in _of_learner:
+            raise AttributeError(f"{name}.{k} hides the learner's `{k}`: give it another name")
+        for o in _assigned(getattr(type(cb), k)) if k in events else []:
+            if o in _of_learner: _hides(o)
         if k in events or k[0]=='_': continue
         near = get_close_matches(k, events, n=1, cutoff=.85)
-        what = f'{type(cb).__name__}.{k} is no event'
+        what = f'{name}.{k} is no event'
         if near: raise TypeError(f'{what}: did you mean `{near[0]}`?')
         if k.startswith(('before_','after_','cleanup_','skip_')):
             raise TypeError(f'{what}; these are: {", ".join(events)}')
@@ -308,7 +326,9 @@ def fit(self:Learner,
     lr:float=None, # Learning rate of this fit; by default the learner's
     cbs=None, # Callbacks for this fit only
 ):
-    "Train and validate, `n_epochs` times"
+    "Train and validate, `n_epochs` times; raises `ValueError` for several rates"
+    if is_listy(lr) or getattr(lr, 'ndim', 0):
+        raise ValueError(f'`fit` has one rate, got {lr}: give several to `fit_one_cycle`')
     self.n_epochs,self.first_epoch,self.first_batch = n_epochs,0,0
     with self.patient(), self.added_cbs(cbs), self.stage('fit'):
         self('before_fit')
@@ -364,6 +384,40 @@ def after_pred(self:SetupLearnerCB):
 class AnyOutputs(SetupLearnerCB):
     "`SetupLearnerCB` for a network whose outputs aren't those of the classes"
     def after_pred(self): pass
+
+# %% ../nbs/10_callbacks.ipynb #5ee42a9d
+def _held(o):
+    if isinstance(o, (Parameter,nn.Parameter)): return [o]
+    if isinstance(o, (Module,nn.Module)): return list(o.parameters())
+    if isinstance(o, dict): o = o.values()
+    elif not isinstance(o, (list,tuple,L)): return []
+    return [p for part in o for p in _held(part)]
+
+# %% ../nbs/10_callbacks.ipynb #85e2c210
+def _all_inside(m):
+    if isinstance(m, nn.Module): return list(m.modules())
+    return [m, *[o for child in m.children.values() for o in _all_inside(child)]]
+
+# %% ../nbs/10_callbacks.ipynb #fc316e34
+def check_parts(
+    model:Callable, # Our `Module` or PyTorch's
+):
+    "Raise `ValueError` if `model` keeps weights to train in a list, where they are not found"
+    if not isinstance(model, (Module,nn.Module)): return
+    known = set(model.parameters())
+    for m in _all_inside(model):
+        lists = {k:v for k,v in vars(m).items() if isinstance(v, (dict,list,tuple,L))}
+        for k,v in lists.items():
+            if any(p.requires_grad and p not in known for p in _held(v)):
+                name = f'{type(m).__name__}.{k}'
+                raise ValueError(f'the weights in {name} would not be trained: use Sequential')
+
+# %% ../nbs/10_callbacks.ipynb #a6b9c64c
+@patch
+def before_fit(self:SetupLearnerCB):
+    "Move the model; raises `ValueError` for weights in a list"
+    check_parts(self.model)
+    super(SetupLearnerCB, self).before_fit()
 
 # %% ../nbs/10_callbacks.ipynb #35cfd50b
 class GradientClip(Callback):
@@ -421,18 +475,22 @@ def _conv2d(input, weight, bias=None, stride=1, *args, **kwargs):
         return torch.conv2d(input.float(), weight, bias, stride, *args, **kwargs)
 
 # %% ../nbs/10_callbacks.ipynb #fab3a382
+def _in_full(o): return o.float() if o.is_floating_point() else o
+
 class MixedPrecision(Callback):
     "Predict in bfloat16, where the device has it"
     order = -10
     def before_fit(self): self.stack = ExitStack()
     def before_batch(self):
-        kind = first(self.model.parameters()).device.type
+        p = first(self.model.parameters())
+        if p is None: return # nothing to multiply with
+        kind = p.device.type
         has_bf16 = kind!='cuda' or torch.cuda.is_bf16_supported()
         self.stack.enter_context(torch.autocast(kind, torch.bfloat16, enabled=has_bf16))
         if kind=='cpu': self.stack.enter_context(NarrowInFull())
     def after_pred(self):
         self.stack.close()
-        self.learner.preds = self.preds.float()
+        self.learner.preds = tree_map_only(torch.Tensor, _in_full, self.preds)
     def cleanup_batch(self): self.stack.close()
 
 # %% ../nbs/10_callbacks.ipynb #31f585b4

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['one_label', 'max_size', 'max_classes', 'heic_help', 'resizers', 'known_archs', 'Task', 'OneLabel', 'vocab_of',
            'CollectPreds', 'same_mode', 'check_stats', 'check_size', 'check_vocab', 'check_choice', 'regular_file',
-           'heic_files', 'read_rgb', 'array_image', 'upright', 'fit_image', 'Predictor', 'Prediction', 'folder_images',
-           'image_list', 'Unlabelled', 'Predictions', 'check_arch', 'check_meta', 'import_path', 'find_arch',
-           'load_predictor', 'load_learner', 'as_shown', 'in_order', 'image_of', 'show_preds', 'check_one_label',
-           'confusion_matrix']
+           'heic_files', 'read_rgb', 'array_image', 'check_open', 'upright', 'fit_image', 'Predictor', 'Prediction',
+           'folder_images', 'image_list', 'Unlabelled', 'Predictions', 'check_arch', 'check_meta', 'import_path',
+           'find_arch', 'load_predictor', 'load_learner', 'as_shown', 'in_order', 'image_of', 'show_preds',
+           'check_one_label', 'confusion_matrix']
 
 # %% ../nbs/13_inference.ipynb #55598315
 import importlib,reprlib,stat,sys,warnings
@@ -98,6 +98,12 @@ def same_mode(
     try: yield
     finally: model.train(mode)
 
+# %% ../nbs/13_inference.ipynb #b2ea5bd3
+class _Share(Callback):
+    def after_opt(self):
+        if getattr(self.dls.valid, 'n_ranks', 1) <= self.ranks.n: return
+        warnings.warn("this is the answer for this rank's share of the images alone")
+
 # %% ../nbs/13_inference.ipynb #9160eecd
 @patch
 def evaluate(self:Learner,
@@ -107,8 +113,10 @@ def evaluate(self:Learner,
 ):
     "A pass in evaluation mode that changes neither weights nor gradients nor the mode"
     dls = DataLoaders([], self.dls.valid if dl is None else dl)
+    if loss_func is not noop and isinstance(data_of(dls.valid), Unlabelled):
+        raise ValueError('these images have no labels, so there is no loss: ask `get_preds`')
     def no_steps(params, lr): return SGD([], lr)
-    learn = Learner(self.model, dls, loss_func, self.lr, cbs, no_steps)
+    learn = Learner(self.model, dls, loss_func, self.lr, [*cbs,_Share()], no_steps)
     with same_mode(self.model): learn.fit(1)
 
 # %% ../nbs/13_inference.ipynb #0f252c4e
@@ -220,12 +228,21 @@ def array_image(
         a = (a*255).round().astype('uint8')
     return Image.fromarray(np.broadcast_to(a.reshape(shape), (*shape[:2],3)).copy())
 
+# %% ../nbs/13_inference.ipynb #117c12fc
+def check_open(
+    image, # Perhaps an image
+):
+    "Raise `ValueError` for bytes, and for what can be read from"
+    if isinstance(image, (bytes,bytearray)) or hasattr(image, 'read'):
+        raise ValueError('open it first: Image.open(BytesIO(data)) or Image.open(file)')
+
 # %% ../nbs/13_inference.ipynb #6c0e751a
 def upright(
     image, # Name of a file, PIL image, or an array or tensor as for `array_image`
     side:int=10**6, # Pixels that are needed
 )->Image.Image:
-    "The image in RGB, in its proportions"
+    "The image in RGB, in its proportions; raises `ValueError` for bytes and open files"
+    check_open(image)
     if isinstance(image, (np.ndarray,Tensor)): return array_image(image)
     if not isinstance(image, Image.Image): return read_rgb(image, side)
     im = image.copy()
@@ -356,8 +373,8 @@ def folder_images(
 def image_list(
     images, # One, as for `upright`; or a list, a folder, or a batch `(n, h, w, c)`
 )->tuple[list,bool]: # Images one by one; is it one that wasn't in a list?
-    "What to predict from; raises `ValueError` for a folder without images, and for bytes"
-    if isinstance(images, bytes): raise ValueError('open it first: Image.open(BytesIO(data))')
+    "What to predict from; raises `ValueError` for a folder without images, bytes and open files"
+    check_open(images)
     if isinstance(images, (np.ndarray,Tensor)):
         return (list(images),False) if images.ndim>3 else ([images],True)
     if not isinstance(images, (str,PathLike,Image.Image)): return list(images),False
@@ -564,7 +581,8 @@ def load_predictor(
     arch:str=None, # Its architecture, as for `find_arch`, unless that is one of `known_archs`
 )->Predictor: # Ready to predict
     "Load a trained model; raises `ValueError` with the name of a file that isn't one"
-    own = {arch: find_arch(arch)} if arch else {}
+    own = {}
+    if arch: own[arch] = own[arch.split(':')[-1]] = find_arch(arch)
     return Predictor.load(path, {**known_archs, **own})
 
 # %% ../nbs/13_inference.ipynb #1aa642c2

@@ -386,6 +386,8 @@ class TorchSchedule(Callback):
             name = type(self.opt).__name__
             raise TypeError(f"a scheduler of PyTorch's needs its optimizers, not {name}")
         self.sched = self.make(self.opt)
+        if getattr(self.sched, 'optimizer', None) is not self.opt:
+            raise ValueError(f'`make` must give a scheduler of its optimizer, got {self.sched}')
         self.watches = isinstance(self.sched, ReduceLROnPlateau)
         if not self.watches: return
         if self.each=='batch':

@@ -15,6 +15,7 @@ from copy import copy,deepcopy
 from io import BytesIO
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 from fastcore.all import *
 from fastcore.xml import Img,Table,Tbody,Td,Th,Thead,Tr,to_xml
 from .fetch import *
@@ -353,9 +354,14 @@ def suggest_lrs(
 def _for_copies(opt_func, copies):
     "`opt_func`, with the parameters `copies.values()` in place of `copies.keys()`"
     def make(params, lr):
-        opt = opt_func(params, lr)
+        params = list(params)
+        opt,again = opt_func(params, lr),opt_func(params, lr)
+        if any(a is b for a,b in zip(opt.param_groups, again.param_groups)):
+            raise ValueError('`opt_func` must make a new optimizer each time')
         known = set(copies.values())
         for g in opt.param_groups:
+            if 'params' not in g: raise ValueError('a group of the optimizer has no `params`')
+            if isinstance(g['params'], tuple): g['params'] = list(g['params'])
             g['params'][:] = [copies.get(p, p) for p in g['params']]
             if not known.issuperset(g['params']):
                 raise ValueError("`opt_func` takes parameters that are not those of the model")
@@ -387,18 +393,19 @@ def group_lrs(
     lrs, # A rate for each group, `slice(first, last)` or `slice(last)`
     n:int, # Groups
 )->list: # `n` rates
-    "The rate of each group; raises `ValueError` unless there are `n`, all above 0"
+    "The rate of each group; raises `ValueError` unless there are `n`, above 0 and finite"
     if isinstance(lrs, slice):
         low,high = lrs.start,lrs.stop
-        if high is None or not all(o is None or o>0 for o in (low,high)):
-            raise ValueError(f'a rate must be above 0, got {lrs}')
+        if high is None or not all(o is None or 0<o<math.inf for o in (low,high)):
+            raise ValueError(f'a rate must be above 0, and finite, got {lrs}')
         if low is None: lrs = [high/10]*(n-1) + [high]
         else:
             steps = max(n-1, 1)
             lrs = [high*(low/high)**(i/steps) for i in reversed(range(n))]
     lrs = list(lrs)
     if len(lrs)!=n: raise ValueError(f'the optimizer has {n} groups, and not {len(lrs)}: {lrs}')
-    if not all(o>0 for o in lrs): raise ValueError(f'a rate must be above 0, got {lrs}')
+    if not all(0<o<math.inf for o in lrs):
+        raise ValueError(f'a rate must be above 0, and finite, got {lrs}')
     return lrs
 
 # %% ../nbs/11_recorder.ipynb #7af887bb
@@ -412,6 +419,11 @@ def trial(self:Learner,
     copies = dict(zip(self.model.parameters(), model.parameters()))
     opt_func = _for_copies(self.opt_func, copies)
     return Learner(model, dls, self.loss_func, self.lr, [*mine,*L(cbs)], opt_func)
+
+# %% ../nbs/11_recorder.ipynb #bf71998f
+def _numbers(p): return torch.zeros(0) if is_lazy(p) else p.detach().cpu().nan_to_num()
+def _weights(model): return [_numbers(p) for p in model.parameters()]
+def _same(before, after): return all(map(torch.equal, before, after))
 
 # %% ../nbs/11_recorder.ipynb #fe3bda7a
 @patch
@@ -427,9 +439,12 @@ def lr_find(self:Learner,
         raise ValueError(f'rates grow from above 0: got {start} to {stop}, by the factor {mult}')
     finder = LRFinder(start, mult, stop)
     n_batches = math.log(stop/start, mult) + 1
-    state = rng_state()
-    try: self.trial([finder, KeepRatios()]).fit(math.ceil(n_batches/len(self.dls.train)))
+    state,before = rng_state(),_weights(self.model)
+    trial = self.trial([finder, KeepRatios()])
+    try: trial.fit(math.ceil(n_batches/len(self.dls.train)))
     finally: set_rng_state(state)
+    if _same(before, _weights(trial.model)) or not _same(before, _weights(self.model)):
+        raise ValueError('the optimizer does not train the parameters in its groups')
     sugg,smooth = suggest_lrs(finder.lrs, finder.losses)
     if plot: _plot_lr_find(finder, sugg, smooth)
     return sugg
@@ -468,14 +483,17 @@ def fit_one_cycle(self:Learner,
     anneal:str='linear', # `linear`, or `cosine`
     cbs=None, # More callbacks for this fit only
 ):
-    "Fit with a rate that goes up and then down to 0; raises `ValueError` for another `anneal`"
+    "Fit with a rate that goes up and then down to 0; raises `ValueError` for odd numbers"
     cycles = dict(linear=OneCycle, cosine=CosineCycle)
     if anneal not in cycles:
         raise ValueError(f'`anneal` must be one of {", ".join(cycles)}, got {anneal!r}')
-    lr = self.lr if lr_max is None else lr_max
-    lrs = None
-    if isinstance(lr, slice): lr,lrs = lr.stop,lr
-    elif is_listy(lr): lr,lrs = lr[-1],lr
+    given = self.lr if lr_max is None else lr_max
+    if isinstance(given, (np.ndarray,torch.Tensor)): given = given.tolist()
+    lr,lrs = given,None
+    if isinstance(given, slice): lr,lrs = given.stop,given
+    elif is_listy(given): lr,lrs = first(given[-1:]),given
+    if lr is None or not 0 <= lr < math.inf:
+        raise ValueError(f'a rate must be a finite number, and not below 0, got {given}')
     self.fit(n_epochs, lr, [cycles[anneal](lr), KeepRatios(lrs), *L(cbs)])
 
 # %% ../nbs/11_recorder.ipynb #c56ebbe0

@@ -1,6 +1,7 @@
 "Questions to a network: any image, any loader, any task; what is bad is named, the rest answered"
 import sys
 from functools import partial
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -122,6 +123,14 @@ def test_folder(folder):
     (folder/'none').mkdir()
     with pytest.raises(ValueError, match='none holds no image files'):
         mean_pred().predict(folder/'none')
+
+def test_bytes_among_images(folder):
+    "They are refused in one short line, as are open files"
+    fn = folder/'red'/'0.png'
+    for o in fn.read_bytes(), BytesIO(fn.read_bytes()):
+        with pytest.warns(UserWarning) as told: res = mean_pred().predict([fn, o])
+        assert res[1] is None and len(str(told[0].message)) < 200
+        with pytest.raises(ValueError, match='open it first'): mean_pred().predict(o)
 
 def test_none_can_be_read():
     with pytest.warns(UserWarning, match='2 of 2'):
