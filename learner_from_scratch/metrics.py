@@ -316,7 +316,8 @@ def __repr__(self:DataLoaders):
 # %% ../nbs/16_metrics.ipynb #eb55b960
 @patch
 def __repr__(self:Learner):
-    n = sum(p.numel() for p in self.model.parameters())
+    ps = getattr(self.model, 'parameters', list)() # a function has none
+    n = sum(p.numel() for p in ps)
     loss,opt = [getattr(o, '__qualname__', repr(o)) for o in (self.loss_func, self.opt_func)]
     parts = f'{type(self.model).__name__} with {n:,} parameters', loss, opt, f'lr={self.lr}'
     cbs = ', '.join(map(repr, self.cbs))
