@@ -219,8 +219,10 @@ def fused(*cbs):
 @pytest.mark.parametrize('kind', [DistributedCB, OverlapCB])
 def test_gradients_lie_in_memory_as_their_parameters(kind):
     "A fused optimizer goes through both by their bytes"
+    try: want = fused()
+    except RuntimeError as e: pytest.skip(f'PyTorch below 2.4 has none for processors: {e}')
     with distrib_ctx(): got = fused(kind())
-    assert torch.allclose(got, fused(), atol=1e-6)
+    assert torch.allclose(got, want, atol=1e-6)
 
 class Skip(Callback):
     "Batch 0 is cancelled after its loss"
