@@ -142,6 +142,7 @@ def check_writable(
 # %% ../nbs/39_cli.ipynb #a9ac7cbe
 _known = dict(aug=['none','flip','full'], opt=['adamw','sgd','momentum','muon'])
 _least = dict(epochs=1, bs=1, size=1, seed=0)
+_archs = 'small_resnet','resnet18','simple_cnn'
 
 def check_asked(
     asked:dict, # Options by name; `None` is one that wasn't asked for
@@ -153,6 +154,10 @@ def check_asked(
             raise ValueError(f'`{k}` must be one of {", ".join(known)}; got {asked[k]!r}')
     for k,low in _least.items():
         if asked.get(k, low)<low: raise ValueError(f'`{k}` must be at least {low}, got {asked[k]}')
+    arch = asked.get('arch', ':') # one with a colon has to be imported
+    if ':' not in arch and arch not in _archs:
+        names = ', '.join([*_archs, 'and package.module:function'])
+        raise ValueError(f'no architecture {arch!r}: known are {names}')
     lr,seed,split = asked.get('lr', 1),asked.get('seed', 0),asked.get('split')
     if not 0<lr<math.inf: raise ValueError(f'`lr` must be greater than 0, got {lr}')
     if not seed<2**63: raise ValueError(f'`seed` must be from 0 to 2**63-1, got {seed}')
@@ -354,7 +359,7 @@ def lfs_find(
     with one_line('lfs_find'), skip_hint():
         check_data(folder, labels)
         split = share_or_column(split)
-        check_asked(dict(bs=bs, size=size, opt=opt, split=split))
+        check_asked(dict(bs=bs, size=size, arch=arch, opt=opt, split=split))
         check_writable(out, suffixes=_pictures)
         with no_interrupt(): from learner_from_scratch import runs
         runs.check_place(Path(out).parent, Path(folder))

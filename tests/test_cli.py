@@ -696,6 +696,12 @@ except SystemExit as e: print(e.code, 'torch' in sys.modules)
                                "got 'much' False"),
     ('lfs_train . --opt=adam', 'lfs_train: `opt` must be one of adamw, sgd, momentum, muon; '
                                "got 'adam' False"),
+    ('lfs_train . --arch=resnet',
+     "lfs_train: no architecture 'resnet': known are small_resnet, "
+     'resnet18, simple_cnn, and package.module:function False'),
+    ('lfs_find . --arch=resnet',
+     "lfs_find: no architecture 'resnet': known are small_resnet, "
+     'resnet18, simple_cnn, and package.module:function False'),
     ('lfs_find . --opt=adam', 'lfs_find: `opt` must be one of adamw, sgd, momentum, muon; '
                               "got 'adam' False"),
     ('lfs_find . --size=0', 'lfs_find: `size` must be at least 1, got 0 False'),
