@@ -1,5 +1,5 @@
 "Time and memory of all contestants, each in processes of its own, one after the other"
-import json,os,platform,resource,subprocess,sys,time
+import json,os,platform,resource,shutil,subprocess,sys,time
 from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -69,10 +69,10 @@ def installed(names):
     return [o for o in names if o not in needs or works(o)]
 
 def best(k, found):
-    "Of what the rounds found: the highest speed, the median of memory, or the least seconds"
+    "Of the rounds: the highest speed, the median of memory and shares, the least seconds"
     # what else runs on the processors can only make a step slower
     if k in ('first','later','speed'): return max(found)
-    return median(found) if k=='peak' else min(found)
+    return median(found) if k in ('peak','busy') else min(found)
 
 def in_turn(f, names, n):
     "The best of `n` runs of `f` for each of `names`"
@@ -160,6 +160,29 @@ def tries(path, rounds):
         def one(how): return again(path, d, ways[how], how=how)
         return {k: o['first'] for k,o in in_turn(one, ways, rounds).items()}
 
+def cold(path, rounds):
+    "MB/s of images of a file that isn't in memory, and how busy the processors are"
+    names = 'disk in order','disk in any order','mapped','each alone','a batch at once'
+    with TemporaryDirectory() as d:
+        run('cold', path=path, disk=d)
+        def one(how):
+            o, = run('cold', path=path, disk=d, how=how)[0]
+            return dict(speed=o['read']/o['secs'], busy=o['cpu']/o['secs']/os.cpu_count())
+        return in_turn(one, names, rounds)
+
+def half(path, rounds):
+    "Seconds of an epoch's arithmetic in float32 and in bfloat16, and what convolutions take"
+    names = ['float32','MixedPrecision','channels last','network in bfloat16']
+    if shutil.which('g++'): names.append('compiled')
+    def one(how):
+        *epochs,ops = run('half', path=path, how=how, n_batches=None)[0]
+        return dict(secs=min(o['secs'] for o in epochs), conv=ops['conv'], ops=ops['all'])
+    def large(how):
+        epochs = run('half', path=path, how=how, n_epochs=2, n_batches=4)[0]
+        return dict(secs=min(o['secs'] for o in epochs[:-1]))
+    larger = 'ResNet-18 in float32','ResNet-18'
+    return in_turn(one, names, rounds)|in_turn(large, larger, rounds)
+
 def workers(path, rounds):
     "Images a second of our dataset: by threads of our loader, by processes of PyTorch's"
     def one(k):
@@ -241,6 +264,10 @@ def points(r):
     "How many points of accuracy bfloat16 loses, over the seeds of the rounds"
     return 100*(mean(r['fit']['once']['accs'])-mean(r['fit']['bf16']['accs']))
 
+def of_disk(r, how):
+    "MB/s of one way to read a file that isn't in memory, as a share of what the disk gives"
+    return r[how]['speed']/r['disk in any order']['speed']
+
 # name: (bound, what it is, the figure in one run)
 targets = dict(
     first=('>=', 2, "first pass with the faster decoder, of torch's warm loader",
@@ -255,6 +282,8 @@ targets = dict(
           lambda r: r['disk']['again']['first']/r['disk']['pytorch']['later']),
     disk_memory=('<=', 1.05, 'its peak of memory, of that with decoded images in memory',
                  lambda r: r['disk']['again']['peak']/r['disk']['memory']),
+    cold=('>=', .8, 'images of a file that is not in memory, of what the disk gives',
+          lambda r: of_disk(r['cold'], 'a batch at once')),
     listing=('<=', 1.5, '100,000 files listed, split and labelled, of a bare walk',
              lambda r: r['files']['secs']['ours']/r['files']['secs']['bare']),
     listing_bytes=('<=', 300, 'bytes a file that this keeps above the paths',
@@ -270,6 +299,8 @@ targets = dict(
     bf16=('<=', .22, 'the run in bfloat16, of plain PyTorch in float32',
           lambda r: r['fit']['bf16']['secs']/r['fit']['pytorch']['secs']),
     bf16_points=('<=', 1, 'points of accuracy that bfloat16 loses', points),
+    half=('<=', .5, "an epoch's arithmetic in bfloat16, of that in float32",
+          lambda r: r['half']['MixedPrecision']['secs']/r['half']['float32']['secs']),
     memory=('<=', 1, "peak of our run, of plain PyTorch's",
             lambda r: r['fit']['ours']['peak']/r['fit']['pytorch']['peak']),
     flat=('<=', 1.05, 'memory of the last three epochs, of the second',
@@ -393,7 +424,8 @@ print(book_data())"""
     # `limits` first, as it leaves all files in the system's memory
     parts = dict(limits=lambda: limits(path, rounds),
                  first=lambda: first(path, rounds),
-                 disk=lambda: disk(path, rounds), tries=lambda: tries(path, rounds),
+                 disk=lambda: disk(path, rounds), cold=lambda: cold(path, rounds),
+                 half=lambda: half(path, rounds), tries=lambda: tries(path, rounds),
                  workers=lambda: workers(path, rounds),
                  fit=lambda: trainings(path, epochs, rounds),
                  passive=lambda: passive(path, rounds), threads=lambda: threads(path),

@@ -2,9 +2,10 @@
 
 None imports another's library.
 """
-import importlib,json,random,resource,sys,time
-from concurrent.futures import ProcessPoolExecutor
+import importlib,json,os,random,resource,sys,time
+from concurrent.futures import ProcessPoolExecutor,ThreadPoolExecutor
 from io import BytesIO
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -250,6 +251,51 @@ def again(path, disk, how=None):
     report(step='search')
     report(step='batches', n=sum(len(yb) for _,yb in DataLoader(train, bs, True, n_workers)))
 
+def forget(fn):
+    "Have the system keep nothing of the file `fn` in memory"
+    with open(fn, 'r+b') as f:
+        os.fsync(f)
+        os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+def disk_in_order(fn):
+    "Bytes of the file `fn`, read from front to back"
+    block,n = bytearray(2**20),0
+    with open(fn, 'rb', buffering=0) as f:
+        while got := f.readinto(block): n += got
+    return n
+
+def disk_in_any_order(fn, idxs, nbytes, n_threads=32):
+    "Bytes of the records `idxs`, of `nbytes` each, read by many threads"
+    file = os.open(fn, os.O_RDONLY)
+    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+    def some(k): return sum(len(os.pread(file, nbytes, i*nbytes)) for i in idxs[k::n_threads])
+    with ThreadPoolExecutor(n_threads) as ex: return sum(ex.map(some, range(n_threads)))
+
+def cold(path, disk, how=None, k=16):
+    "MB of one in eight images, in random order, of a file that isn't in memory"
+    from learner_from_scratch import cache
+    from learner_from_scratch.data import DataLoader
+    cache.reuse_memory()
+    if how=='mapped': cache._mapped = lambda fn: np.load(fn, mmap_mode='r')
+    if how in ('mapped','each alone'): cache._will_need = lambda records,idxs: None
+    ds = cache.FastDataset(files(path)*k, size=size)
+    if how is None: return report(), cache.decode_once(ds, disk), report()
+    fn, = Path(disk).glob('*.npy')
+    forget(fn)
+    idxs = torch.randperm(len(ds)).tolist()[:len(ds)//8]
+    class Some(DataLoader):
+        def order(self): return idxs
+    cache.decode_once(ds, disk)
+    n = ds.decoded.records.itemsize
+    loader = Some(ds, bs, False, n_workers)
+    ways = {'disk in order': lambda: disk_in_order(fn),
+            'disk in any order': lambda: disk_in_any_order(fn, idxs, n)}
+    read = ways.get(how, lambda: sum(len(yb) for _,yb in loader)*n)
+    report()
+    start = time.process_time()
+    nbytes = read()
+    report(read=nbytes/1e6, cpu=time.process_time()-start)
+
 def fit(name, path, n_epochs):
     "Seconds and accuracy of each epoch"
     f = contestants[name](path)[2]
@@ -308,7 +354,7 @@ def links(path, d, n):
 
 def listing(path, n=100_000):
     "Lists, labels and splits `n` links to images: CPU seconds, and bytes kept for each"
-    import os,tracemalloc
+    import tracemalloc
     from learner_from_scratch.folders import split_files
     from learner_from_scratch.labels import labeled_datasets
     def bare(d): return [Path(p)/o for p,_,names in os.walk(d) for o in names]
@@ -348,6 +394,50 @@ def compute(path, n_epochs=4):
     dls = [[(prep(xb),yb) for xb,yb in dl] for dl in (train,valid)]
     report()
     plain_fit(dls, n_epochs, lambda xb: xb)
+
+class InHalf(nn.Module):
+    "The network `net` on copies of its weights in bfloat16"
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+    def forward(self, xb):
+        ps = {k: p.bfloat16() for k,p in self.net.named_parameters()}
+        return torch.func.functional_call(self.net, ps, xb.bfloat16()).float()
+
+def resnet():
+    from learner_from_scratch.resnet import resnet18
+    return resnet18(10)
+
+# the network, and whether `MixedPrecision` is there
+precisions = {
+    'float32': (cnn,False), 'MixedPrecision': (cnn,True),
+    'channels last': (lambda: cnn().to(memory_format=torch.channels_last),True),
+    'compiled': (lambda: torch.compile(cnn()),True),
+    'network in bfloat16': (lambda: InHalf(cnn()),False),
+    'ResNet-18 in float32': (resnet,False), 'ResNet-18': (resnet,True)}
+
+def convolutions(f):
+    "Seconds that `f()` spends in convolutions, and in all operations of PyTorch"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as p: f()
+    ops = p.key_averages()
+    def secs(ops): return sum(o.self_cpu_time_total for o in ops)/1e6
+    return dict(conv=secs(o for o in ops if 'onvolution' in o.key), all=secs(ops))
+
+def half(path, how, n_epochs=4, n_batches=None):
+    "Seconds of an epoch on batches that are there, and what of it are convolutions"
+    from learner_from_scratch import callbacks as m
+    train = islice(ours(path)[0], n_batches)
+    batches = [(prep(xb),yb) for xb,yb in train]
+    make,mixed = precisions[how]
+    cbs = [m.SetupLearnerCB('cpu', tfm=lambda xb: xb)]
+    if mixed: cbs.append(m.MixedPrecision())
+    learn = m.Learner(make(), m.DataLoaders(batches, []), F.cross_entropy, .01, cbs)
+    learn.fit(1) # compiles
+    report()
+    for _ in range(n_epochs):
+        learn.fit(1)
+        report()
+    report(**convolutions(lambda: learn.fit(1)))
 
 contestants = {f.__name__: f for f in (notes,pytorch,decode_jpeg,lightning,fastai,chapter,
                                        ours,fast,once,bf16,spawned)}

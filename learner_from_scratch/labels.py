@@ -25,6 +25,7 @@ from .data import *
 from .learner import DataLoaders
 from .inference import *
 from .folders import *
+from .cache import *
 
 # %% ../nbs/30_labels.ipynb #b1f69df8
 def name_label(
@@ -402,6 +403,7 @@ def batch(self:Images, idxs)->tuple:
     cls = type(self)
     changed = cls.__getitem__!=Images.__getitem__ or cls.image!=Images.image
     if changed: return collate(idxs, self) # a subclass has its own items
+    read_ahead(self, idxs)
     xb = np.frombuffer(b''.join(self.all_pixels(idxs)), dtype='uint8')
     xb = xb.reshape(len(idxs), *self.shape)
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]

@@ -27,7 +27,9 @@ wants = dict(
     start={'help','torch','all'},
     workers={'ours 1','ours 2','ours 4','fast 1','fast 2','fast 4','spawned'},
     passive={'ours','pytorch'}, threads={'once','bf16'}, kept={'chapter','pytorch'},
-    growth={'times','peaks'})
+    growth={'times','peaks'},
+    cold={'disk in order','disk in any order','mapped','each alone','a batch at once'},
+    half={'float32','MixedPrecision','channels last','network in bfloat16','ResNet-18'})
 
 def measured(names, path, fname):
     "What a run of the parts `names` has written"
@@ -50,7 +52,7 @@ slow = pytest.mark.skipif(not_chosen, reason='choose it with -k slow')
 
 @slow
 @pytest.mark.parametrize('names', ['workers,growth','fit','start,disk,tries',
-                                   'passive,kept', 'threads,files'])
+                                   'passive,kept', 'threads,files', 'cold,half'])
 def test_slow_parts(names, path, tmp_path):
     "Two at a time, as each call has a part of its own that takes seconds"
     got,_ = measured(names, path, tmp_path/'res.json')
@@ -61,6 +63,10 @@ def test_slow_parts(names, path, tmp_path):
     if 'disk' in got:
         steps = 'list','datasets','search','batches'
         assert all(got['disk']['again'][o]>0 for o in steps) and min(got['tries'].values())>0
+    for o in got.get('cold', {}).values(): assert o['speed']>0 and o['busy']>0
+    if 'half' in got:
+        assert all(o['secs']>0 for o in got['half'].values())
+        assert 0 < got['half']['float32']['conv'] < got['half']['float32']['ops']
 
 @slow
 def test_slow_parts_add_up(path, tmp_path):
@@ -135,7 +141,7 @@ def test_check(path, tmp_path, monkeypatch):
     check(1.3)
     with pytest.raises(SystemExit, match='worse by more than a fifth: listing$'): check(1.1)
 
-no_parts = ('limits first disk tries workers trainings passive threads kept growth '
+no_parts = ('limits first disk cold half tries workers trainings passive threads kept growth '
             'listed start script')
 
 @pytest.fixture
@@ -161,7 +167,7 @@ def test_run_of_all(quick, path, tmp_path, monkeypatch):
     bench.main(path=path, fname=fname)
     got = json.loads(fname.read_text())
     assert got['first']=={}
-    assert len(got['runs'])==14 and {o['commit'] for o in got['runs'].values()}=={1}
+    assert len(got['runs'])==16 and {o['commit'] for o in got['runs'].values()}=={1}
 
 def test_other_scripts(path, tmp_path, monkeypatch):
     "They write beside the figures, and nowhere if these are only checked"

@@ -1,7 +1,8 @@
 "Images decoded faster are the same; images decoded once are right, whole and bounded"
-import ctypes,os,pickle,platform,random,shutil,signal,subprocess,sys,time
+import ctypes,mmap,os,pickle,platform,random,shutil,signal,subprocess,sys,time
 import warnings
 from functools import partial
+from threading import Event,Thread,Timer
 from zlib import crc32
 
 import numpy as np
@@ -11,6 +12,7 @@ import test_loader
 import torch
 from PIL import ExifTags,Image
 from fastcore.all import NS
+from filelock import FileLock
 from learner_from_scratch import cache
 from learner_from_scratch.cache import FastDataset,cache_key,decode_once,empty_cache,read_fast
 from learner_from_scratch.cache import reuse_memory
@@ -280,6 +282,78 @@ def test_larger_than_memory(fns, tmp_path):
     stored,more = map(float, subprocess.check_output(cmd, text=True).split())
     assert stored > 200 and more < 60, (stored,more)
     assert len(list((tmp_path/'c').glob('*.npy')))==1 # it was found
+
+cold_pass = '''
+import os,sys
+from learner_from_scratch.cache import *
+from learner_from_scratch.data import *
+from learner_from_scratch.labels import Images
+from PIL import Image
+class Grey(FastDataset):
+    @staticmethod
+    def read(fn, size): return Image.new('RGB', (size,size), 'gray')
+class GreyImages(Images):
+    def pixels(self, i):
+        key = self.key(i)
+        return self.decoded.get(key) or self.keep(key, bytes([7])*64*64*3)
+kind,fns = globals()[sys.argv[3]],get_image_files(sys.argv[1])
+ds = decode_once(kind((fns*10_000)[:10_000]), sys.argv[2])
+if len(sys.argv)>4: # the first run only writes it
+    def n_read(): return int(open('/proc/self/io').read().split('read_bytes: ')[1].split()[0])
+    class Few(DataLoader):
+        def order(self): return super().order()[:500]
+    before = n_read()
+    n = sum(len(yb) for _,yb in Few(ds, 50, True, n_workers=2))
+    assert not len(ds.decoded)
+    print((n_read()-before)/(n*ds.decoded.records.itemsize))
+'''
+
+def forget(folder):
+    "Have the system keep nothing of the files in `folder` in memory"
+    for o in folder.glob('*.npy'):
+        with open(o, 'r+b') as f:
+            os.fsync(f)
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+@linux
+@pytest.mark.parametrize('kind', ('Grey','GreyImages'))
+def test_reads_no_more_than_it_needs(kind, fns, tmp_path):
+    "In random order, of a file that isn't in memory: only the pages with these images"
+    cmd = [sys.executable, '-c', cold_pass, tmp_path/'train', tmp_path/'c', kind]
+    subprocess.run(cmd, check=True)
+    forget(tmp_path/'c')
+    read = float(subprocess.check_output([*cmd, 'again'], text=True))
+    if not read: pytest.skip('this disk is in memory')
+    assert read < 1.7, read # of 12 kB in pages of 4 kB
+
+@pytest.mark.parametrize('kind', (FastDataset,Images))
+def test_ahead(kind, fns, tmp_path, monkeypatch):
+    "The system is told of all images of a batch, before the first is looked at"
+    ds,asked = decode_once(kind(fns), tmp_path/'c'),[]
+    real = type(ds.decoded).get
+    monkeypatch.setattr(cache, '_will_need', lambda records, idxs: asked.append(list(idxs)))
+    monkeypatch.setattr(type(ds.decoded), 'get', lambda *args: asked.append(1) or real(*args))
+    ds.batch([3,1])
+    assert asked==[[3,1],1,1]
+
+def test_pages_with_records():
+    "They begin at a page, and none of a record is left out"
+    told,size = [],mmap.PAGESIZE
+    class Records:
+        offset,itemsize,base = 128,5000,NS(madvise=lambda *args: told.append(args))
+        def __len__(self): return 9
+    cache._will_need(Records(), [0,3,-1])
+    for (what,start,n),i in zip(told, (0,3,8), strict=True):
+        begin,end = 128+i*5000,128+(i+1)*5000
+        assert what==mmap.MADV_WILLNEED and start%size==0
+        assert begin-size < start <= begin and start+n==end
+
+def test_no_word_to_the_system(fns, tmp_path, monkeypatch):
+    "Windows has none"
+    for o in 'MADV_WILLNEED','MADV_RANDOM': monkeypatch.delattr(mmap, o)
+    ds = decode_once(FastDataset(fns), tmp_path/'c')
+    assert isinstance(ds.decoded, cache.Stored)
+    assert torch.equal(ds.batch([2,0])[0], FastDataset(fns).batch([2,0])[0])
 
 def test_checksum_reads_the_disk(fns, tmp_path, monkeypatch):
     "It is asked for the mapped bytes and not for a copy, which Python makes with its lock"
@@ -580,6 +654,24 @@ def test_two_at_once(fns, tmp_path):
         return {0:10, 3*len(fns):20}.get(n, 1)
     ends = [os.waitpid(o, 0)[1] for o in [fork(child) for _ in range(3)]]
     assert sorted(map(os.waitstatus_to_exitcode, ends))==[10,10,20]
+
+def test_waits_for_another(fns, tmp_path, monkeypatch, capsys):
+    "And says so once it has taken a while"
+    monkeypatch.setattr(cache._locked.__wrapped__, '__defaults__', (.05,))
+    key,held,go_on = cache_key(FastDataset(fns)),Event(),Event()
+    def hold():
+        with FileLock(tmp_path/f'{key}.lock'):
+            held.set()
+            go_on.wait(5)
+    other = Thread(target=hold)
+    other.start()
+    held.wait()
+    Timer(.5, go_on.set).start()
+    decode_once(FastDataset(fns), tmp_path)
+    other.join()
+    assert capsys.readouterr().out.count('waiting for it')==1
+    decode_once(FastDataset(fns), tmp_path)
+    assert not capsys.readouterr().out
 
 def size_in(folder, full=False):
     "Bytes on the disk so far, also of what is being written; or those it will have"
