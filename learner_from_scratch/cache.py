@@ -217,20 +217,18 @@ def _write(fn, ds, kind):
 def _mapped(fn):
     "The records in the file `fn`, mapped to memory, to be read in random order"
     records = np.load(fn, mmap_mode='r')
-    if hasattr(mmap, 'MADV_RANDOM'): records.base.madvise(mmap.MADV_RANDOM)
+    with suppress(AttributeError, OSError): records.base.madvise(mmap.MADV_RANDOM)
     return records
-
 
 # %% ../nbs/17_cache.ipynb #d809b55f
 def _will_need(records, idxs):
     "Have the system read the records `idxs` of a mapped file at once, where it can"
-    if not hasattr(mmap, 'MADV_WILLNEED'): return
-    for i in idxs:
-        start = records.offset + i%len(records)*records.itemsize
-        page = start - start%mmap.PAGESIZE
-        n = start+records.itemsize-page
-        records.base.madvise(mmap.MADV_WILLNEED, page, n)
-
+    n = records.itemsize
+    with suppress(AttributeError, OSError):
+        for i in idxs:
+            start = records.offset + i%len(records)*n
+            page = start - start%mmap.PAGESIZE
+            records.base.madvise(mmap.MADV_WILLNEED, page, start+n-page)
 
 # %% ../nbs/17_cache.ipynb #17c00039
 _opened = WeakValueDictionary() # those that this process uses
@@ -279,7 +277,6 @@ def batch(self:FastDataset, idxs)->tuple:
     "As `Dataset.batch`; what lies on the disk is read at once"
     read_ahead(self, idxs)
     return super(FastDataset, self).batch(idxs)
-
 
 # %% ../nbs/17_cache.ipynb #17c0003b
 def _open_stored(fn, *args):
@@ -349,7 +346,6 @@ def _locked(fn, secs=2):
         lock.acquire()
     try: yield
     finally: lock.release()
-
 
 # %% ../nbs/17_cache.ipynb #17c00040
 def decode_once(

@@ -1,5 +1,5 @@
 "Images decoded faster are the same; images decoded once are right, whole and bounded"
-import ctypes,mmap,os,pickle,platform,random,shutil,signal,subprocess,sys,time
+import ctypes,errno,mmap,os,pickle,platform,random,shutil,signal,subprocess,sys,time
 import warnings
 from functools import partial
 from threading import Event,Thread,Timer
@@ -348,9 +348,18 @@ def test_pages_with_records():
         assert what==mmap.MADV_WILLNEED and start%size==0
         assert begin-size < start <= begin and start+n==end
 
+def test_deaf_system():
+    "A hint that isn't taken is no error"
+    def deaf(*args): raise OSError(errno.ENOSYS, 'not implemented')
+    class Records(list):
+        offset,itemsize,base = 128,5000,NS(madvise=deaf)
+    cache._will_need(Records(range(9)), [0,3])
+
 def test_no_word_to_the_system(fns, tmp_path, monkeypatch):
     "Windows has none"
     for o in 'MADV_WILLNEED','MADV_RANDOM': monkeypatch.delattr(mmap, o)
+    class Records(list): offset,itemsize,base = 128,5000,NS() # without the call
+    cache._will_need(Records(range(9)), [0,3])
     ds = decode_once(FastDataset(fns), tmp_path/'c')
     assert isinstance(ds.decoded, cache.Stored)
     assert torch.equal(ds.batch([2,0])[0], FastDataset(fns).batch([2,0])[0])
