@@ -222,11 +222,11 @@ def _mapped(fn):
 
 # %% ../nbs/17_cache.ipynb #d809b55f
 def _will_need(records, idxs):
-    "Have the system read the records `idxs` of a mapped file at once, where it can"
+    "Have the system begin to read the records `idxs` of a mapped file, where it can"
     n = records.itemsize
     with suppress(AttributeError, OSError):
         for i in idxs:
-            start = records.offset + i%len(records)*n
+            start = records.offset + int(i)%len(records)*n
             page = start - start%mmap.PAGESIZE
             records.base.madvise(mmap.MADV_WILLNEED, page, start+n-page)
 
@@ -241,11 +241,13 @@ class Stored(dict):
         n:int, # How many there are
         size, # Of each image, as in the keys `(i, size)`
     ):
+        nbytes = len(_head(n, kind))+n*kind.itemsize
+        if os.stat(fn).st_size!=nbytes: raise ValueError('another size')
         records = _mapped(fn)
         if (records.dtype,records.shape)!=(kind,(n,)): raise ValueError('other records')
         self.records = records
         self.crcs,self.stored = [np.asarray(records[o]) for o in ('crc','pixels')]
-        self.fn,self.size,self.damaged = Path(fn),size,False
+        self.fn,self.size,self.damaged,self.named = Path(fn),size,False,set()
         _opened[id(self)] = self
 
     def get(self, k):
@@ -253,9 +255,16 @@ class Stored(dict):
         i,size = k
         found = super().get(k)
         if found or size!=self.size: return found
+        if i not in self.named: _will_need(self.records, [i])
+        self.named.discard(i)
         found = self.stored[i]
         if crc32(found)==self.crcs[i]: return found.tobytes()
         self.tell_damaged()
+
+    def read_ahead(self, idxs):
+        "Begin to read the images `idxs`, all of them together"
+        self.named.update(idxs)
+        _will_need(self.records, idxs)
 
     def tell_damaged(self):
         "Say it once, and delete the file"
@@ -270,11 +279,11 @@ def read_ahead(
     idxs, # Numbers of images
 ):
     "Begin to read the images `idxs` from the disk, if `decode_once` has put them there"
-    if isinstance(ds.decoded, Stored): _will_need(ds.decoded.records, idxs)
+    if isinstance(ds.decoded, Stored): ds.decoded.read_ahead(idxs)
 
 @patch
 def batch(self:FastDataset, idxs)->tuple:
-    "As `Dataset.batch`; what lies on the disk is read at once"
+    "As `Dataset.batch`; what lies on the disk is read together"
     read_ahead(self, idxs)
     return super(FastDataset, self).batch(idxs)
 
@@ -320,7 +329,8 @@ def _make_room(folder, need, most):
     total = sum(s.st_size for s in found.values())
     most = min(most-growing, shutil.disk_usage(folder).free+total)
     if need+kept > most:
-        raise OSError(errno.ENOSPC, f'{need/1e6:,.0f} MB are needed, of {(most-kept)/1e6:,.0f}')
+        left = (most-kept)/1e6
+        raise OSError(errno.ENOSPC, f'{need/1e6:,.1f} MB are needed, {left:,.1f} are left')
     old = [o for o in found if o not in used]
     for o in sorted(old, key=lambda o: found[o].st_mtime):
         if need+total <= most: break
@@ -370,7 +380,7 @@ def decode_once(
                     _reserve(tmp, need, most)
                     _write(tmp, ds, kind)
                 stored = Stored(fn, kind, len(ds), size)
-            os.utime(fn)
+            with suppress(OSError): os.utime(fn)
         ds.decoded = stored
     except OSError as e:
         if e.errno is None: raise

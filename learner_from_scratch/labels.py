@@ -400,10 +400,10 @@ def __getitem__(self:Images, i)->tuple:
 @patch
 def batch(self:Images, idxs)->tuple:
     "As `collate(idxs, self)`, with less to copy: `(bs, h, w, channels)` and `(bs, ...)`"
+    read_ahead(self, idxs)
     cls = type(self)
     changed = cls.__getitem__!=Images.__getitem__ or cls.image!=Images.image
     if changed: return collate(idxs, self) # a subclass has its own items
-    read_ahead(self, idxs)
     xb = np.frombuffer(b''.join(self.all_pixels(idxs)), dtype='uint8')
     xb = xb.reshape(len(idxs), *self.shape)
     return torch.from_numpy(np.divide(xb, 255, dtype='float32')),self.y[idxs]

@@ -292,6 +292,7 @@ from PIL import Image
 class Grey(FastDataset):
     @staticmethod
     def read(fn, size): return Image.new('RGB', (size,size), 'gray')
+class Plain(Dataset): read = staticmethod(Grey.read)
 class GreyImages(Images):
     def pixels(self, i):
         key = self.key(i)
@@ -316,7 +317,7 @@ def forget(folder):
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 @linux
-@pytest.mark.parametrize('kind', ('Grey','GreyImages'))
+@pytest.mark.parametrize('kind', ('Grey','GreyImages','Plain'))
 def test_reads_no_more_than_it_needs(kind, fns, tmp_path):
     "In random order, of a file that isn't in memory: only the pages with these images"
     cmd = [sys.executable, '-c', cold_pass, tmp_path/'train', tmp_path/'c', kind]
@@ -335,6 +336,9 @@ def test_ahead(kind, fns, tmp_path, monkeypatch):
     monkeypatch.setattr(type(ds.decoded), 'get', lambda *args: asked.append(1) or real(*args))
     ds.batch([3,1])
     assert asked==[[3,1],1,1]
+    ds.pixels(3) # of no batch
+    assert asked[3:]==[1,[3]]
+    ds.batch(np.array([2,-1], 'int8')) # any kind of integer
 
 def test_pages_with_records():
     "They begin at a page, and none of a record is left out"
