@@ -223,10 +223,10 @@ def _mapped(fn):
 # %% ../nbs/17_cache.ipynb #d809b55f
 def _will_need(records, idxs):
     "Have the system begin to read the records `idxs` of a mapped file, where it can"
-    n = records.itemsize
+    first,n,n_records = records.offset,records.itemsize,len(records)
     with suppress(AttributeError, OSError):
         for i in idxs:
-            start = records.offset + int(i)%len(records)*n
+            start = first + int(i)%n_records*n
             page = start - start%mmap.PAGESIZE
             records.base.madvise(mmap.MADV_WILLNEED, page, start+n-page)
 
