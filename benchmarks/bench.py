@@ -175,7 +175,7 @@ def half(path, rounds):
     names = ['float32','MixedPrecision','channels last','network in bfloat16']
     if shutil.which('g++'): names.append('compiled')
     def one(how):
-        *epochs,ops = run('half', path=path, how=how, n_batches=None)[0]
+        *epochs,ops = run('half', path=path, how=how)[0]
         return dict(secs=min(o['secs'] for o in epochs), conv=ops['conv'], ops=ops['all'])
     def large(how):
         epochs = run('half', path=path, how=how, n_epochs=2, n_batches=4)[0]

@@ -207,6 +207,10 @@ def _head(n, kind):
     np.lib.format.write_array_header_1_0(f, head)
     return f.getvalue()
 
+def _nbytes(n, kind):
+    "Bytes of a file with `n` records"
+    return len(_head(n, kind))+n*kind.itemsize
+
 def _write(fn, ds, kind):
     "Decode all images of `ds` to the file `fn`, which is there"
     with open(fn, 'r+b') as f:
@@ -241,8 +245,7 @@ class Stored(dict):
         n:int, # How many there are
         size, # Of each image, as in the keys `(i, size)`
     ):
-        nbytes = len(_head(n, kind))+n*kind.itemsize
-        if os.stat(fn).st_size!=nbytes: raise ValueError('another size')
+        if os.stat(fn).st_size!=_nbytes(n, kind): raise ValueError('another size')
         records = _mapped(fn)
         if (records.dtype,records.shape)!=(kind,(n,)): raise ValueError('other records')
         self.records = records
@@ -375,9 +378,8 @@ def decode_once(
         with _locked(fn.with_suffix('.lock')):
             stored = _open_stored(fn, kind, len(ds), size)
             if stored is None:
-                need = len(_head(len(ds), kind))+len(ds)*kind.itemsize
                 with whole(fn) as tmp:
-                    _reserve(tmp, need, most)
+                    _reserve(tmp, _nbytes(len(ds), kind), most)
                     _write(tmp, ds, kind)
                 stored = Stored(fn, kind, len(ds), size)
             with suppress(OSError): os.utime(fn)
