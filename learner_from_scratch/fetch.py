@@ -18,7 +18,7 @@ from urllib.parse import urlparse
 import numpy as np
 from PIL import Image,ImageDraw
 from fastcore.all import *
-from fastprogress.fastprogress import NBProgressBar,progress_bar
+from fastprogress.fastprogress import NBProgressBar,format_time,progress_bar
 from filelock import FileLock
 
 # %% ../nbs/00_fetch.ipynb #e861b11d
@@ -176,19 +176,20 @@ def _blocks(web, timeout, min_rate):
 
 # %% ../nbs/00_fetch.ipynb #c8c5f114
 class _CellBar(NBProgressBar):
-    "A bar in a notebook; all bars of a cell that takes long share one output, at last empty"
+    "A bar in a notebook; all bars of a cell that takes long share one output, at last a time"
     cell,wait = None,2 # seconds without a bar
     def on_update(self, val, text, interrupted=False):
         super().on_update(val, text, interrupted)
         self.draw(self.progress)
-    def on_iter_end(self): self.draw('')
+    def on_iter_end(self): self.draw(None)
     def draw(self, html):
         from IPython import get_ipython
         from IPython.display import HTML,display
         bars,cell = _CellBar,get_ipython().execution_count
-        if cell!=bars.cell: bars.cell,bars.out,bars.due = cell,None,time.time()+bars.wait
-        if bars.out: bars.out.update(HTML(html))
-        elif html and time.time()>bars.due: bars.out = display(HTML(html), display_id=True)
+        if cell!=bars.cell: bars.cell,bars.out,bars.start = cell,None,time.time()
+        secs = time.time()-bars.start
+        if bars.out: bars.out.update(HTML(html or f'Worked for {format_time(secs)}'))
+        elif html and secs>bars.wait: bars.out = display(HTML(html), display_id=True)
         else: self.wait_for = 1 # look again at the next item
 
 # %% ../nbs/00_fetch.ipynb #eed6c049
@@ -214,11 +215,10 @@ def _bar(size):
     if not (IN_NOTEBOOK or sys.stdout.isatty()):
         yield noop
         return
-    bar,start = _progress([]),time.time()
+    bar,start = _progress([]),time.time()-1e-6 # never 0 seconds ago
     bar.total = size if size>0 else None
     def show(n):
-        secs = time.time()-start
-        bar.comment = f'{n/1e6/(secs+1e-6):.1f} MB/s'
+        bar.comment = f'{n/1e6/(time.time()-start):.1f} MB/s'
         bar.update(n)
     show(0)
     try: yield show

@@ -85,6 +85,13 @@ def test_what_is_stored():
     tidy(c)
     assert [o.get('text') or list(o.data) for o in c.outputs]==[['image/jpeg'],'~/a\n']
 
+def test_the_time_of_a_bar():
+    "A faster machine has no bar there; what a cell says of its own work is kept"
+    words = 'Worked for 00:12','Worked for 1:00:12','Worked for 00:12, or not'
+    c = new_code_cell('f()', outputs=[shown(text_html=o).outputs[0] for o in words])
+    tidy(c)
+    assert [o.data['text/html'] for o in c.outputs]==[words[-1]]
+
 def test_tables():
     style = '<style>p {}</style>'
     def table(loss, time): return f'{style}<tr><td>{loss}</td><td>{time}</td></tr>'

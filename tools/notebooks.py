@@ -32,6 +32,8 @@ line = re.compile(r'(?<=\.py):\d+(?=: \w*Warning)') # of the library, where it w
 units = 's|secs?|seconds?|ms|[µμu]s|ns'
 took = re.compile(rf'\b(\d+:\d\d:\d\d|\d\d:\d\d|(\d+min )?\d+(\.\d+)? ?({units})\b)')
 
+of_bar = re.compile(r'(Worked for (\d+:)?\d\d:\d\d)?') # an empty output, too
+
 def said(o):
     "What output `o` is, and its text"
     if o.output_type=='stream': return o.name, o.text
@@ -82,8 +84,9 @@ def neutral(s):
 def tidy(c):
     "Keep of the outputs of cell `c` what another machine could print"
     if 'exec_doc' in directives(c): c.outputs = []
-    # progress bars leave empty outputs
-    c.outputs = [o for o in c.outputs if said(o)[0]=='picture' or said(o)[1].strip()]
+    # where a cell takes long enough for a bar, it leaves a time
+    c.outputs = [o for o in c.outputs if not of_bar.fullmatch(said(o)[1].strip())
+                 or said(o)[0]=='picture']
     for o in c.outputs:
         if 'text' in o: o.text = neutral(o.text)
         d = o.get('data', {})
