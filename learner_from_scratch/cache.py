@@ -273,8 +273,10 @@ class Stored(dict):
         "Say it once, and delete the file"
         if self.damaged: return
         self.damaged = True
-        print(f'{self.fn} is damaged: the next run will write it anew')
-        with suppress(OSError): os.unlink(self.fn)
+        try: self.fn.unlink(missing_ok=True)
+        except OSError: then = 'delete it' # Windows keeps what is mapped
+        else: then = 'the next run will write it anew'
+        print(f'{self.fn} is damaged: {then}')
 
 # %% ../nbs/17_cache.ipynb #a369df19
 def read_ahead(

@@ -408,6 +408,17 @@ def test_any_byte(fns, tmp_path, capsys):
         assert said.count('\n')==1 and 'is damaged: the next run' in said
         assert not fn.exists()
 
+def test_damaged_and_in_use(fns, tmp_path, monkeypatch, capsys):
+    "Windows doesn't delete a file that is mapped, so it isn't said to be gone"
+    run(fns, tmp_path/'c')
+    ds = decode_once(FastDataset(fns), tmp_path/'c')
+    fn, = (tmp_path/'c').glob('*.npy')
+    def refuse(*args, **kw): raise PermissionError('in use')
+    for o in 'remove','unlink': monkeypatch.setattr(os, o, refuse)
+    monkeypatch.setattr(Path, 'unlink', refuse)
+    ds.decoded.tell_damaged()
+    assert f'{fn} is damaged: delete it\n' in capsys.readouterr().out
+
 # --- full disks, bounds ---
 @posix
 def test_full_disk(fns, tmp_path, capsys):
