@@ -99,14 +99,15 @@ def left_out(
     path:Path, # Folder of images
     used:L=None, # Images that are used; by default all
 )->Counter: # How many by suffix, in lower case; `hidden` are those in hidden folders, too
-    "Files that nobody uses: `images`, and what `get_image_files` passes by"
+    "What nobody uses: `images`, what `get_image_files` passes by, and `empty` folders"
     known,files = image_extensions(),get_files(path)
     def is_image(o): return o.suffix.lower() in known
     def kind(o): return 'images' if is_image(o) else o.suffix.lower() or o.name
     used = set(filter(is_image, files) if used is None else used)
     res = Counter(kind(o) for o in files if o not in used)
-    for folder,_,names in os.walk(path):
+    for folder,dirs,names in os.walk(path):
         inner = Path(folder).relative_to(path).parts
+        if inner and not dirs+names: res['empty'] += 1
         if not any(o[0]=='.' for o in inner): names = [o for o in names if o[0]=='.']
         res['hidden'] += len(names)
     return +res

@@ -38,6 +38,7 @@ class Task:
     "What the targets are; a subclass has `loss`, `activation`, `decode` and `item_losses`"
     kinds,metrics,answers = {},(),'labels'
     def __init_subclass__(cls): Task.kinds[cls.__name__] = cls
+    def check(self, targs): pass
     def truth(self, targ, vocab): return self.decode(targ, vocab)
     def title(self, probs, vocab): return self.decode(probs, vocab)
     def index(self, probs): return probs.argmax().item()
@@ -52,6 +53,12 @@ class Task:
 class OneLabel(Task):
     "One label an image: targets are indices of classes, `(n,)`"
     metrics = accuracy,
+    def check(self, targs):
+        n = targs.numel()
+        if n==0 or n==len(targs) and not targs.is_floating_point(): return
+        raise ValueError(f'targets are {targs.dtype} {tuple(targs.shape)}, and no classes: '
+                         'set `task` of the data set, such as several_labels or numbers')
+
     def loss(self, preds, yb): return cross_entropy(preds, yb)
     def activation(self, preds): return preds.softmax(-1)
     def decode(self, probs, vocab): return vocab[probs.argmax()]
@@ -76,8 +83,9 @@ def vocab_of(
 # %% ../nbs/13_inference.ipynb #4ea0d376
 @patch(as_prop=True)
 def task(self:Learner)->Task: # By default `one_label`
-    "What the targets of this learner's training data are"
-    return of_data(self.dls.train, 'task', default=one_label)
+    "What the targets of this learner's data are"
+    train,valid = of_data(self.dls.train, 'task'),of_data(self.dls.valid, 'task')
+    return train or valid or one_label
 
 # %% ../nbs/13_inference.ipynb #90cc34f5
 class CollectPreds(Callback):
@@ -129,7 +137,9 @@ def get_preds(self:Learner,
     got = CollectPreds()
     self.evaluate(dl, noop, [*setup,got])
     if not got.scores: raise ValueError('there are no batches to predict')
-    return self.task.activation(torch.cat(got.scores)),torch.cat(got.targets)
+    targs = torch.cat(got.targets)
+    self.task.check(targs)
+    return self.task.activation(torch.cat(got.scores)),targs
 
 # %% ../nbs/13_inference.ipynb #13a00004
 def check_stats(
@@ -633,6 +643,7 @@ def show_batch(self:DataLoaders,
     dl = self.train if dl is None else dl
     task,vocab = of_data(dl, 'task', default=one_label),vocab_of(dl)
     xb,yb = first(dl)
+    task.check(yb)
     titles = [task.truth(y, vocab) for y in yb[:n]] if yb.numel() else None
     show_images([as_shown(x) for x in xb[:n]], titles)
 
@@ -687,6 +698,7 @@ def show_preds(
     "Show images with truth and prediction, as a line above them says, in red where these differ"
     import matplotlib.pyplot as plt
     task,vocab = of_data(dl, 'task', default=one_label),vocab_of(dl)
+    task.check(targs)
     truth = [task.truth(targs[i], vocab) for i in idxs]
     lines = [truth, [task.title(probs[i], vocab) for i in idxs]]
     if notes: lines.append(notes)
@@ -734,11 +746,13 @@ def confusion_matrix(
 
 # %% ../nbs/13_inference.ipynb #d5ca6137
 @patch
-def plot_confusion_matrix(self:Learner):
-    "Draw the confusion matrix of the validation set; raises `ValueError` unless targets are labels"
+def plot(self:Task,
+    learn:Learner, # Whose validation set is drawn
+):
+    "Draw answers against truth: the confusion matrix, unless a task knows better"
     import matplotlib.pyplot as plt
-    cm = confusion_matrix(*self.get_preds())
-    vocab,n = vocab_of(self.dls.valid),len(cm)
+    cm = confusion_matrix(*learn.get_preds())
+    vocab,n = vocab_of(learn.dls.valid),len(cm)
     side = .45*min(n, 60) # inches; a thousand classes would be a picture of a gigapixel
     _,ax = plt.subplots(figsize=(2+side,1.5+side))
     ax.imshow(cm.numpy(), cmap='Blues')
@@ -749,6 +763,12 @@ def plot_confusion_matrix(self:Learner):
         color = 'white' if cm[i,j]>cm.max()/2 else 'black'
         ax.text(j, i, int(cm[i,j]), ha='center', va='center', color=color)
     plt.tight_layout()
+
+# %% ../nbs/13_inference.ipynb #19cb01a6
+@patch
+def plot_confusion_matrix(self:Learner):
+    "Draw the answers for the validation set against the truth, as the task wants it"
+    self.task.plot(self)
 
 # %% ../nbs/13_inference.ipynb #5d4f0b6a
 @patch

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['valid_words', 'train_words', 'few', 'name_label', 'label_func', 'each_label', 'read_csv', 'of_columns', 'is_table',
-           'read_table', 'column_name', 'column', 'path_in', 'table_files', 'check_names', 'labeled_files',
-           'stratified_split', 'is_valid', 'listed_split', 'labeled_split', 'as_python', 'is_nan', 'check_task',
-           'safe_name', 'Images', 'name_cure', 'measured', 'several_in', 'doubts', 'warn_of', 'tell_left_out',
-           'check_folders', 'valid_rows', 'first_two', 'own_table', 'check_columns', 'labeled_datasets', 'usual_bs']
+           'read_table', 'column_name', 'column', 'path_in', 'table_files', 'check_names', 'with_paths', 'warn_missing',
+           'labeled_files', 'stratified_split', 'is_valid', 'listed_split', 'labeled_split', 'as_python', 'is_nan',
+           'check_task', 'safe_name', 'Images', 'name_cure', 'measured', 'several_in', 'doubts', 'warn_of',
+           'tell_left_out', 'check_folders', 'valid_rows', 'first_two', 'own_table', 'check_columns',
+           'labeled_datasets', 'usual_bs']
 
 # %% ../nbs/30_labels.ipynb #db177515
-import csv,os,random,re,warnings
+import csv,os,random,re,reprlib,warnings
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
@@ -44,7 +45,9 @@ def label_func(
     "What gives a file its label; by default its folder's name"
     if labels is None: return lambda fn: fn.parent.name
     if isinstance(labels, re.Pattern): return partial(name_label, pat=labels)
-    return labels.get if isinstance(labels, dict) else labels
+    if isinstance(labels, dict): return labels.get
+    if callable(labels): return labels
+    raise TypeError(f'labels come from a function, a dictionary or a table, got {type(labels)}')
 
 # %% ../nbs/30_labels.ipynb #1fc224a0
 def each_label(
@@ -164,21 +167,43 @@ def check_names(
         if (Path(path)/str(o)).is_file():
             raise ValueError(f'{o} is a file: the first line of a table must name its columns')
 
+# %% ../nbs/30_labels.ipynb #5bb03d39
+def with_paths(
+    path:Path, # Folder of the images
+    labels, # A dictionary from names of files, or anything else
+): # With paths for names, or as it is
+    "Let a dictionary that names a file in `path` have paths"
+    if not isinstance(labels, dict): return labels
+    if not any((Path(path)/str(o)).is_file() for o in labels): return labels
+    return {o if isinstance(o, Path) else path_in(path, str(o)): v for o,v in labels.items()}
+
+def warn_missing(
+    labels:dict, # From file to label
+    files, # Images that are there
+):
+    "Warn of labels for files that are not there"
+    there = set(files)
+    missing = [str(o) for o in labels if o not in there]
+    if not missing: return
+    some = ', '.join(missing[:10])
+    warnings.warn(f'{len(missing)} of {len(labels)} labels are for no image there: {some}',
+                  stacklevel=4)
+
 # %% ../nbs/30_labels.ipynb #2e911b96
 def labeled_files(
     path:Path, # Folder of the images
     labels=None, # As for `label_func`, or a table; by default folders
     cols:tuple=(0,1), # Of a table: the column with the files, and that with the labels
 )->dict: # From file to label
-    "Image files and their labels"
+    "Image files and their labels; warns of files that a dictionary names and `path` has not"
+    labels = with_paths(path, labels)
     if is_table(labels):
         table = read_table(labels)
         check_names(path, table)
         names,col = column(table, cols[0]),column_name(table, cols[0])
         return dict(zip(table_files(path, names, col), column(table, cols[1])))
-    if isinstance(labels, dict): # its names may start from the folder
-        labels = {o if isinstance(o, Path) else path_in(path, o): v for o,v in labels.items()}
     files = get_image_files(path)
+    if isinstance(labels, dict): warn_missing(labels, files)
     return dict(zip(files, each_label(label_func(labels), files, files)))
 
 # %% ../nbs/30_labels.ipynb #147dd715
@@ -219,10 +244,13 @@ def listed_split(
     path:Path, # Folder that the names start from
 )->tuple[L,L]: # Training and validation files
     "Validate with the files `names`; raises `ValueError` with one that isn't among the others"
-    for o in L(names):
+    if hasattr(names, 'tolist'): names = names.tolist() # of NumPy and pandas
+    names = L(names)
+    for o in names:
         if isinstance(o, (str,Path)): continue
-        raise ValueError(f'`split` is a share, a column or a list of files, and has {o!r}')
-    valid = L(names).map(lambda o: o if o in labels else path_in(path, o)).unique()
+        got = reprlib.repr(o)
+        raise ValueError(f'`split` is a share, a column or a list of files, and has {got}')
+    valid = names.map(lambda o: o if o in labels else path_in(path, o)).unique()
     strange = valid.filter(lambda o: o not in labels)
     if strange: raise ValueError(f'{strange[0]} has no label, how could it validate?')
     chosen = set(valid)
@@ -533,13 +561,12 @@ def own_table(
 
 # %% ../nbs/30_labels.ipynb #052fcf38
 def check_columns(
-    vocab, # All labels, each once
-    cols, # Names of the columns with the labels
+    vocab, # All labels, each once, of images that may have several
+    where:str, # What they come from, for the error
 ):
-    "Raise `ValueError` if there is nothing but yes and no in several columns"
+    "Raise `ValueError` if the labels are nothing but yes and no"
     if vocab and set(vocab) <= {'0','1','0.0','1.0','True','False'}:
-        raise ValueError(f'the columns {list(cols)} hold 0 and 1: '
-                         'write the names of the labels into one column')
+        raise ValueError(f'{where} hold 0 and 1: give the names of the labels that are there')
 
 # %% ../nbs/30_labels.ipynb #797935b8
 @delegates(Images, but='vocab')
@@ -555,10 +582,11 @@ def labeled_datasets(
     "Two data sets with one vocabulary; prints what is in them and what was left out"
     check_task(task)
     use_heic()
-    source = own_table(path, labels)
+    source,labels = own_table(path, labels),with_paths(path, labels)
     if is_table(labels):
         labels = read_table(labels)
         cols = cols or first_two(labels, split)
+        if len(cols)!=2: raise ValueError(f'`cols` are two, files and labels, got {cols}')
     found = labeled_files(path, labels, cols)
     if not found: tell_left_out(path, source)
     if labels is None: check_folders(L(found.keys()), path, split)
@@ -570,8 +598,10 @@ def labeled_datasets(
     parts = labeled_split(clean, path, split, seed, 2 if labels is None else 1)
     used = sum(parts, L())
     vocab = task.names(used.map(clean.get))
-    if is_table(labels) and is_listy(cols[1]):
-        check_columns(vocab, [column_name(labels, o) for o in cols[1]])
+    if any(map(is_listy, clean.values())):
+        several = is_table(labels) and is_listy(cols[1])
+        names = [column_name(labels, o) for o in cols[1]] if several else ''
+        check_columns(vocab, f'the columns {names}' if several else 'the labels')
     train,valid = [Images(o, found, vocab, task=task, **kwargs) for o in parts]
     print(f'{len(train)} images to train on, {len(valid)} to validate with')
     print(task.told(train.labels+valid.labels))
@@ -602,6 +632,8 @@ def from_labels(cls:DataLoaders,
 )->DataLoaders: # With an attribute `aug`
     "Loaders for images with labels of any kind"
     path = Path(path)
+    if split is not None and valid_pct is not None:
+        raise ValueError(f'`valid_pct` is {valid_pct} and `split` is given, too: which is it?')
     split = valid_pct if split is None else split
     train,valid = labeled_datasets(path, labels, split, **kwargs)
     if bs is None: bs = usual_bs(len(train))

@@ -26,13 +26,14 @@ from .inference import *
 # %% ../nbs/16_metrics.ipynb #547a3ce8
 class WholeSet(GetAttr):
     "A metric that sees a whole pass at once, on the CPU; raises `TypeError` for scikit-learn's"
-    whole,_default = True,'f'
+    whole,_default,task = True,'f',None
     def __init__(self,
         f, # From predictions `(n, ...)` and targets `(n, ...)` to a number
         name:str=None, # Of the column; by default that of `f`
     ):
         check_metric(f)
-        self.f,self.__name__ = f,name or getattr(f, '__name__', type(f).__name__)
+        self.f,self.__name__ = f,name or metric_name(f)
+    def before_fit(self, learn): self.task = learn.task
     def __call__(self, preds, targs): return self.f(preds, targs)
 
 # %% ../nbs/16_metrics.ipynb #02d68d27
@@ -51,7 +52,8 @@ def to_probs(
 
 # %% ../nbs/16_metrics.ipynb #91bebbc6
 asks_probs = ('roc_auc_score','average_precision_score','log_loss','brier_score_loss',
-              'top_k_accuracy_score')
+              'd2_log_loss_score','top_k_accuracy_score','coverage_error',
+              'label_ranking_loss','label_ranking_average_precision_score')
 
 # %% ../nbs/16_metrics.ipynb #09fc2af0
 def usual_form(
@@ -78,12 +80,15 @@ def from_sklearn(
 )->WholeSet: # A metric for `Recorder`
     "Metric `f` of scikit-learn, taken over the whole set"
     base = getattr(f, 'func', f) # of a `partial`
-    its_name = getattr(base, '__name__', type(base).__name__)
-    if its_name=='_Scorer': check_metric(f)
+    its_name = metric_name(base)
+    if its_name=='_Scorer' or not callable(f): check_metric(f)
     def metric(preds, targs):
-        pred = of(preds) if of else usual_form(preds, targs, its_name in asks_probs)
+        if of: pred = of(preds)
+        elif res.task and res.task.answers=='numbers': pred = preds
+        else: pred = usual_form(preds, targs, its_name in asks_probs)
         return f(targs.numpy(), pred.numpy(), **kwargs)
-    return WholeSet(metric, name or its_name)
+    res = WholeSet(metric, name or its_name)
+    return res
 
 # %% ../nbs/16_metrics.ipynb #ed7c6469
 @patch
@@ -94,7 +99,7 @@ def validate(self:Learner,
     "Loss and metrics of the network as it is"
     if metrics is None:
         table = first(o for o in self.cbs if isinstance(o, Recorder))
-        metrics = [] if table is None else table.metrics or [None]
+        metrics = [] if table is None or table.usual else table.metrics or [None]
     rec = Recorder(*(L(metrics) or self.task.metrics or [None]))
     rec.show = noop
     mine = [copy(o) for o in self.cbs if o.in_lr_find]
@@ -146,7 +151,9 @@ def per_class(
 @patch
 def class_report(self:Learner)->Rows: # See `per_class`
     "Precision, recall and count of each class; raises `ValueError` unless targets are labels"
-    return per_class(*self.get_preds(), vocab_of(self.dls.valid))
+    probs,targs = self.get_preds()
+    if self.task.answers=='numbers': raise ValueError('a report by class needs labels')
+    return per_class(probs, targs, vocab_of(self.dls.valid))
 
 # %% ../nbs/16_metrics.ipynb #94a178c2
 def reliability(
@@ -221,7 +228,11 @@ class LogRows(Callback):
     order,in_lr_find = 30,False
     def __init__(self,
         log, # Called with losses, metrics and time by name, and with the number of the epoch
-    ): self.log = log
+    ):
+        if not callable(log): raise TypeError(f'`log` is a function, and not {log!r}')
+        self.log = log
+
+    def before_fit(self): table_of(self.learner) # there must be one
 
     def after_epoch(self):
         if self.model.training or not self.is_main: return

@@ -52,6 +52,10 @@ def all_right(
     return ((preds>0)==(yb>0.5)).all(1).float().mean()
 
 # %% ../nbs/31_tasks.ipynb #2ef29f21
+def _check_rows(targs):
+    if targs.ndim==2: return
+    raise ValueError(f'targets must be `(n, names)`, and are {tuple(targs.shape)}')
+
 class SeveralLabels(Task):
     "Any number of labels an image: targets are 0 or 1 for each, `(n, labels)`"
     metrics = right_answers,all_right
@@ -71,6 +75,7 @@ class SeveralLabels(Task):
 
     def names(self, labels): return L(labels).concat().unique().sorted()
     def told(self, labels): return super().told(L(labels).concat())
+    def check(self, targs): _check_rows(targs)
     def target(self, label, v2i):
         res = torch.zeros(len(v2i))
         for o in label: res[super().target(o, v2i)] = 1
@@ -137,20 +142,13 @@ known_archs.update({f'grey_{k}': grey(f) for k,f in known_archs.items()})
 def begin(self:Task,
     model:Callable, # A new network; it may be changed
     y:torch.Tensor, # All targets to train on, `(n, ...)`
+    xb:torch.Tensor, # Some inputs
 ):
     "Prepare a network for its targets"
 
-# %% ../nbs/31_tasks.ipynb #c3d90a33
-@patch
-def plot(self:Task,
-    learn:Learner, # Whose validation set is drawn
-):
-    "Draw answers against truth: the confusion matrix, unless a task knows better"
-    Learner.plot_confusion_matrix(learn)
-
 # %% ../nbs/31_tasks.ipynb #09fdb0e1
 class ImageLearner(Learner):
-    "A `Learner` that knows the name of its architecture, and draws as its task wants it"
+    "A `Learner` that knows the name of its architecture"
     arch = 'simple_cnn'
     def save(self,
         path, # Name of the file, such as `model.safetensors`
@@ -158,10 +156,6 @@ class ImageLearner(Learner):
     ):
         "Save network and vocabulary, and how to read images: see `load_learner`"
         super().save(path, arch or self.arch)
-
-    def plot_confusion_matrix(self):
-        "Draw the answers for the validation set against the truth"
-        self.task.plot(self)
 
 # %% ../nbs/31_tasks.ipynb #44b88906
 def check_images(
@@ -189,7 +183,7 @@ def image_learner(
     check_images(ds)
     if of_data(dls.train, 'channels')==1: arch = grey(arch)
     model = arch(len(vocab_of(dls.train)))
-    task.begin(model, ds.y)
+    task.begin(model, ds.y, torch.zeros_like(ds[0][0]).permute(2,0,1)[None])
     if stats: check_stats(stats, of_data(dls.train, 'channels', default=3))
     norm = Normalize(stats or image_stats(ds))
     setup = [SetupLearnerCB(device, partial(tfm_x, norm=norm))]
@@ -253,7 +247,10 @@ class Numbers(Task):
     metrics,answers = (mean_absolute_error,),'numbers'
     def __init__(self,
         *vocab:str, # Names of the numbers; by default they are counted
-    ): self.vocab = L(vocab)
+    ):
+        self.vocab = L(vocab)
+        for o in self.vocab:
+            if not isinstance(o, str): raise TypeError(f'{o!r} is no name')
 
     def clean(self, o):
         if isinstance(o, (set,frozenset)): raise ValueError(f'{o!r} has no order')
@@ -261,7 +258,7 @@ class Numbers(Task):
         cells = o if is_listy(o) else str(o).split()
         try: res = tuple(map(float, cells))
         except (TypeError,ValueError): res = ()
-        if res and np.isfinite(res).all(): return res
+        if res and tensor(res).isfinite().all(): return res
         raise ValueError(f'{o!r} is no number')
 
     def names(self, labels):
@@ -276,6 +273,7 @@ class Numbers(Task):
         if len(label)==len(v2i): return tensor(label)
         raise ValueError(f'{len(label)} numbers for the names {list(v2i)}')
 
+    def check(self, targs): _check_rows(targs)
     def loss(self, preds, yb): return mean_squared_error(preds, yb)
     def activation(self, preds): return preds
     def right(self, probs, targ, vocab): return True # no number is ever hit exactly
@@ -290,13 +288,21 @@ numbers = Numbers()
 def begin(self:Numbers,
     model:Callable, # Ends with a linear layer: weights `(names, inputs)` and a bias
     y:torch.Tensor, # All targets, `(n, names)`
+    xb:torch.Tensor, # Some inputs
 ):
     "Let a new network begin with answers around the mean of the targets, as far apart as these"
     *_,w,bias = model.parameters()
-    if bias.shape!=y.shape[1:]: return
-    if (bias.abs() > w[0].numel()**-0.5).any(): return # it has learned
-    bias.data.copy_(y.mean(0))
-    w.data.mul_(y.std(0, correction=0)[:,None])
+    if bias.shape!=y.shape[1:] or w.ndim!=2: return
+    if (bias.abs() > w.shape[1]**-0.5).any(): return # it has learned
+    mean,std = y.mean(0).to(bias),y.std(0, correction=0).to(bias)
+    old = w.detach().clone(),bias.detach().clone()
+    with same_mode(model), torch.no_grad():
+        want = (model.train(False)(xb.to(bias))-bias)*std + mean
+        w.data.mul_(std[:,None])
+        bias.data.copy_(mean)
+        if torch.allclose(model(xb.to(bias)), want, rtol=1e-3, atol=1e-3*std.max()): return
+        w.data.copy_(old[0])
+        bias.data.copy_(old[1])
 
 # %% ../nbs/31_tasks.ipynb #5211b757
 @patch
@@ -318,9 +324,11 @@ def class_weights(
     ds:Sequence, # A data set with one label an image
 )->torch.Tensor: # A number for each class, `(classes,)`; their mean over the images is 1
     "Weights with which all classes count the same; raises `ValueError` for other targets"
-    if ds.y.ndim!=1: raise ValueError('class weights need one label an image')
+    if not hasattr(ds, 'y') or ds.y.ndim!=1:
+        raise ValueError('class weights need one label an image, in `y` of the data set')
     counts = torch.bincount(ds.y, minlength=len(ds.vocab))
-    return len(ds)/((counts>0).sum()*counts.clamp(min=1))
+    w = len(ds)/((counts>0).sum()*counts.clamp(min=1))
+    return torch.where(counts>0, w, 1.)
 
 # %% ../nbs/31_tasks.ipynb #1d04e772
 class BalancedLoader(DataLoader):
@@ -333,9 +341,9 @@ class BalancedLoader(DataLoader):
     ):
         super().__init__(ds, bs, shuffle=True, n_workers=n_workers)
         if weights is None: weights = class_weights(ds)[ds.y]
-        self.weights = torch.as_tensor(weights, dtype=torch.float64)
-        if len(self.weights)!=len(ds) or not (self.weights>=0).all():
-            raise ValueError(f'`weights` must be {len(ds)} numbers from 0')
+        w = self.weights = torch.as_tensor(weights, dtype=torch.float64)
+        if w.shape==(len(ds),) and w.isfinite().all() and (w>=0).all() and w.any(): return
+        raise ValueError(f'`weights` must be {len(ds)} numbers from 0, not all of them 0')
 
     def order(self):
         "Numbers of items, drawn by their weights"

@@ -13,6 +13,7 @@ from torch.utils import data as torch_data
 from learner_from_scratch import inference
 from fastcore.basics import noop
 from learner_from_scratch.callbacks import AnyOutputs,Learner,SetupLearnerCB
+from learner_from_scratch.callbacks import Callback
 from learner_from_scratch.checkpoint import save_model
 from learner_from_scratch.cli import find_images
 from learner_from_scratch.data import DataLoader,Dataset,Normalize,get_image_files,tfm_x
@@ -21,13 +22,13 @@ from learner_from_scratch.inference import (OneLabel,Predictor,Task,array_image,
     check_meta,confusion_matrix,fit_image,in_order,load_learner,read_rgb,resizers)
 from learner_from_scratch.learner import DataLoaders
 from learner_from_scratch.loss import cross_entropy
-import learner_from_scratch.metrics  # methods of `Learner`
-import learner_from_scratch.tasks  # architectures by name
+from learner_from_scratch.metrics import LogRows,TensorBoard,from_sklearn
 from learner_from_scratch.modules import (AdaptivePool,Linear,Module,Parameter,Sequential,
                                           simple_cnn)
-from learner_from_scratch.recorder import accuracy
+from learner_from_scratch.recorder import Recorder,accuracy
 from learner_from_scratch.regularize import MixUp
 from learner_from_scratch.resnet import small_resnet
+from learner_from_scratch.tasks import numbers,several_labels
 
 colours = ['blue','green','red']
 
@@ -505,3 +506,116 @@ def test_predictor_of_a_bare_learner(folder):
     dl = DataLoader(Dataset(get_image_files(folder), size=8), 4)
     learn = Learner(Mean(), DataLoaders(dl, dl), cross_entropy, .1)
     with pytest.raises(ValueError, match='`SetupLearnerCB` is missing'): learn.predictor()
+
+# --- the data of PyTorch, of any task ---
+class Theirs(torch_data.Dataset):
+    "Twelve images of one colour each, and targets"
+    classes = colours
+    def __init__(self, targs): self.targs = targs
+    def __len__(self): return 12
+    def __getitem__(self, i):
+        x = torch.zeros(3,8,8)
+        x[2-i%3] = 1.
+        return x,self.targs[i]
+
+def their_learner(targs, task=None, **kwargs):
+    ds = Theirs(targs)
+    if task: ds.task = task
+    dl = torch_data.DataLoader(ds, 4)
+    loss = task.loss if task else torch.nn.MSELoss()
+    cbs = [AnyOutputs(tfm=noop),Recorder(**kwargs)]
+    return Learner(Mean(), DataLoaders(dl, dl), loss, 1e-3, cbs)
+
+yes_no = torch.eye(3).repeat(4,1)
+
+@pytest.mark.parametrize('targs', [yes_no, yes_no.long(), torch.rand(12), torch.rand(12,1)])
+def test_what_the_targets_are_is_not_guessed(targs):
+    "Softmax over numbers, or over several labels, would be wrong in silence"
+    learn = their_learner(targs)
+    asked = (learn.get_preds, learn.top_losses, learn.show_results, learn.worst,
+             learn.class_report, learn.plot_confusion_matrix, learn.dls.show_batch)
+    for f in asked:
+        with pytest.raises(ValueError, match='no classes: set `task` of the data set'): f()
+
+@pytest.mark.parametrize('task,activation', [(several_labels,torch.sigmoid),(numbers,noop)])
+def test_their_data_with_a_task(task, activation):
+    "Losses, metrics, answers and pictures follow from it in any `Learner`"
+    learn = their_learner(yes_no, task)
+    learn.fit(1)
+    assert learn.recorder.names[3:-1]==[f.__name__ for f in task.metrics]
+    assert list(learn.validate())[1:]==learn.recorder.names[3:-1]
+    preds,targs = learn.get_preds()
+    xb = torch.stack([x for x,_ in learn.dls.valid.dataset])
+    torch.testing.assert_close(preds, activation(learn.model(xb)).detach())
+    assert torch.equal(targs, yes_no)
+    losses,_ = learn.top_losses(12)
+    assert losses.mean().item()==pytest.approx(learn.recorder.rows[-1][2], rel=1e-4)
+    assert len(learn.worst(3))==3
+    for f in learn.show_results,learn.dls.show_batch,learn.plot_confusion_matrix:
+        plt.close('all')
+        f()
+        assert plt.gcf().axes
+
+def test_the_task_of_the_validation_set():
+    learn = their_learner(yes_no)
+    learn.dls = DataLoaders(learn.dls.train, torch_data.DataLoader(Theirs(yes_no), 4))
+    learn.dls.valid.dataset.task = numbers
+    assert learn.task is numbers
+
+def root_mean_squared_error(y_true, y_pred): return float(((y_true-y_pred)**2).mean()**.5)
+
+def test_numbers_that_are_0_and_1():
+    "They are numbers to a metric of scikit-learn, and to the report"
+    rmse = from_sklearn(root_mean_squared_error)
+    learn = their_learner(yes_no, numbers)
+    learn.fit(1)
+    preds,targs = learn.get_preds()
+    assert learn.validate(metrics=rmse)['root_mean_squared_error']==pytest.approx(
+        root_mean_squared_error(targs.numpy(), preds.numpy()))
+    with pytest.raises(ValueError, match='needs labels'): learn.class_report()
+
+def test_a_ranking_asks_for_probabilities():
+    "A `True` for all that is above 0 has no order"
+    seen = []
+    def label_ranking_loss(y_true, y_score):
+        seen.append(y_score)
+        return 0.
+    learn = their_learner(yes_no, several_labels)
+    learn.validate(metrics=from_sklearn(label_ranking_loss))
+    assert seen[0].dtype=='float32' and len(set(seen[0].ravel().tolist()))>1
+
+# --- metrics that are none ---
+def vector(preds, yb): return preds.mean(0)
+def nothing(preds, yb): return None
+def table(preds, yb): return dict(f1=1.)
+
+@pytest.mark.parametrize('f', [vector, nothing, table])
+def test_a_metric_that_is_no_number(f):
+    learn = their_learner(yes_no, several_labels)
+    with pytest.raises(TypeError, match='it gives .*, and not a number') as e:
+        learn.validate(metrics=f)
+    assert any(f'in the metric {f.__name__}' in o for o in e.value.__notes__)
+
+@pytest.mark.parametrize('make', [
+    lambda: Recorder('f1'), lambda: Recorder([accuracy]), lambda: from_sklearn('f1_score'),
+    lambda: LogRows(None)])
+def test_no_metric_at_all(make):
+    with pytest.raises(TypeError, match='is a function, and not'): make()
+
+def test_a_log_without_a_table(tmp_path):
+    "It is told before the first batch, and nothing is written"
+    learn = their_learner(yes_no, several_labels)
+    del learn.cbs[1]
+    seen = []
+    class Seen(Callback):
+        def before_batch(self): seen.append(1)
+    for o in LogRows(print),TensorBoard(tmp_path/'t'):
+        cbs = [o,Seen()]
+        with pytest.raises(ValueError, match='there is no table'): learn.fit(1, cbs=cbs)
+    assert not seen and not list(tmp_path.iterdir())
+
+def test_accuracy_of_numbers():
+    "A plain `Recorder` doesn't count hits among numbers"
+    dl = [(torch.rand(4,3,8,8),torch.rand(4,3))]
+    learn = Learner(Mean(), DataLoaders(dl, dl), torch.nn.MSELoss(), .1, Recorder())
+    with pytest.raises(ValueError, match='accuracy needs classes'): learn.fit(1)

@@ -1,5 +1,5 @@
 "What people give for labels, sizes and networks: taken as it was meant, or told in a line"
-import warnings
+import copy,warnings
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,8 @@ from learner_from_scratch.labels import read_csv,read_table,table_files,warn_of
 from learner_from_scratch.learner import DataLoaders
 from learner_from_scratch.modules import Linear,simple_cnn
 from learner_from_scratch.resnet import small_resnet
-from learner_from_scratch.tasks import Numbers,arch_name,grey,image_learner,numbers
+from learner_from_scratch.tasks import BalancedLoader,Numbers,arch_name,class_weights
+from learner_from_scratch.tasks import grey,image_learner,numbers
 from learner_from_scratch.tasks import SeveralLabels,several_labels
 from pathlib import Path
 
@@ -48,11 +49,42 @@ def test_new_layers_begin(head):
     y = torch.tensor([[40.,-3.],[60.,-5.]])
     for i in range(20):
         layer = head(7, 2)
-        numbers.begin(layer, y)
+        numbers.begin(layer, y, torch.ones(1,7))
         w,b = [o.detach().clone() for o in layer.parameters()]
         assert torch.equal(b, torch.tensor([50.,-4.]))
-        numbers.begin(layer, y)
+        numbers.begin(layer, y, torch.ones(1,7))
         for a,c in zip(layer.parameters(), (w,b)): assert torch.equal(a, c)
+
+class Bounded(torch.nn.Module):
+    "Answers from 0 to 255; no module says so"
+    def __init__(self, n, *last):
+        super().__init__()
+        linear = torch.nn.Linear(16*16*3, n)
+        self.body = torch.nn.Sequential(torch.nn.Flatten(), linear, *last)
+    def forward(self, x): return self.body(x).sigmoid()*255
+
+def test_networks_that_end_elsewhere(shapes):
+    "A bounded answer isn't driven to its bound; a batch norm isn't taken for a linear layer"
+    dls = brightness_loaders(shapes)
+    for last in (), (torch.nn.BatchNorm1d(1),):
+        net = Bounded(1, *last)
+        before = copy.deepcopy(net.state_dict())
+        learn = image_learner(dls, lambda n: net)
+        for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[k]), k
+
+def test_a_class_without_images(shapes):
+    "It has no weight of its own"
+    ds = brightness_loaders(shapes).train.ds
+    ds.y,ds.vocab = torch.tensor([0,0,0,2]*2),L('a','b','c')
+    ds.fns = ds.fns[:8]
+    assert class_weights(ds).tolist()==[pytest.approx(2/3),1,2]
+
+@pytest.mark.parametrize('w', [[0]*4, [torch.inf]*4, [1]*3, [1,-1,1,1]])
+def test_weights_that_do_not_fit(w):
+    with pytest.raises(ValueError, match='must be 4 numbers'): BalancedLoader(range(4), 2, w)
+
+def test_balance_needs_targets():
+    with pytest.raises(ValueError, match='in `y` of the data'): BalancedLoader(range(4), 2)
 
 def test_a_grey_network_of_your_own(shapes, tmp_path):
     "It is found again under the name that the error asks for"
@@ -352,3 +384,59 @@ def test_lines_of_a_table(tmp_path):
     fn = tmp_path/'a.csv'
     fn.write_bytes('\r\n\nfile;kind\r\na.jpg;"red\n\nball"\r\nb\x0c.jpg;x\x85\n'.encode())
     assert read_csv(fn)==dict(file=['a.jpg','b\x0c.jpg'], kind=['red\n\nball','x\x85'])
+
+# --- dictionaries, lists and vectors ---
+@pytest.mark.parametrize('vector', [[1,0,1], np.array([1,0,1]), torch.tensor([1.,0.]),
+                                    [True,False], '1 0 1'])
+def test_vectors_of_yes_and_no(shapes, vector):
+    "They are no names, and would be labels called 0 and 1"
+    with pytest.raises(ValueError, match='the labels hold 0 and 1: give the names'):
+        DataLoaders.from_func(shapes, lambda o: vector, task=several_labels, size=16)
+
+@pytest.mark.parametrize('lists', [[['cat','x']]*2, [['cat','x'],['dog']]])
+def test_lists_of_labels_by_the_name_of_a_file(shapes, lists):
+    "Names are as good as paths; lists of one length or of several make no table of it"
+    fns = [str(o.relative_to(shapes)) for o in get_image_files(shapes)]
+    given = {o: lists[i%2] for i,o in enumerate(fns)}
+    dls = DataLoaders.from_labels(shapes, given, task=several_labels, size=16, valid_pct=.25)
+    got = {str(f.relative_to(shapes)): o for d in (dls.train,dls.valid)
+           for f,o in zip(d.ds.fns, d.ds.labels)}
+    assert got=={k: tuple(v) for k,v in given.items()}
+
+def test_labels_for_files_that_are_missing(shapes):
+    given = {o:'a' for o in get_image_files(shapes)} | {shapes/'gone.jpg':'b'}
+    with pytest.warns(UserWarning, match='1 of 61 labels are for no image there: .*gone.jpg'):
+        labels.labeled_files(shapes, given)
+
+@pytest.mark.parametrize('o', [[('a.jpg','cat')], [dict(file='a.jpg')], 3])
+def test_labels_of_no_known_kind(shapes, o):
+    "The culprit is named, and not the first image"
+    with pytest.raises(TypeError, match='labels come from a function') as e:
+        DataLoaders.from_labels(shapes, o)
+    assert not getattr(e.value, '__notes__', [])
+
+class Series(list):
+    "What pandas has, as far as it is asked"
+    def tolist(self): return list(self)
+    def __bool__(self): raise ValueError('the truth value is ambiguous')
+
+@pytest.mark.parametrize('kind', [np.array, iter, tuple, Series])
+def test_files_to_validate_with(shapes, kind):
+    "Names in anything that holds them"
+    fns = [str(o.relative_to(shapes)) for o in get_image_files(shapes)[:7]]
+    dls = DataLoaders.from_folder(shapes, split=kind(fns), size=16)
+    assert sorted(str(o.relative_to(shapes)) for o in dls.valid.ds.fns)==sorted(fns)
+
+def test_two_splits(shapes):
+    with pytest.raises(ValueError, match='which is it'):
+        DataLoaders.from_folder(shapes, split=.2, valid_pct=.3)
+
+def test_columns_are_two(shapes):
+    with pytest.raises(ValueError, match='`cols` are two'):
+        DataLoaders.from_labels(shapes, dict(file=['a'],b=['c']), cols=('file',))
+
+def test_empty_folders_are_told(tmp_path, capsys):
+    path = draw_shapes(tmp_path/'x', 20, 10, 32)
+    (path/'train'/'nothing'/'in it').mkdir(parents=True)
+    DataLoaders.from_folder(path, size=16)
+    assert 'Left out: 1 empty' in capsys.readouterr().out
