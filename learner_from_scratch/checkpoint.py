@@ -314,7 +314,7 @@ def save(self:Checkpoint,
     last = max([int(o.stem) for o in self.files()], default=0)
     data = BytesIO()
     torch.save(state, data)
-    with whole(self.path/f'{last+1:08}.ckpt') as tmp: tmp.write_bytes(data.getbuffer())
+    with whole(self.path/f'{last+1:08}.ckpt') as tmp: tmp.write_bytes(data.getvalue())
     for o in self.files()[:-self.n]: o.unlink(missing_ok=True)
 
 # %% ../nbs/12_checkpoint.ipynb #b39f54d3
@@ -460,6 +460,8 @@ class SaveBest(Monitor):
 
     def before_fit(self):
         super().before_fit()
+        if str(self.path) in self.recorder.names:
+            raise ValueError(f'{self.path} is a column: give SaveBest the name of a file first')
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def after_epoch(self):

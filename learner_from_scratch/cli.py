@@ -184,7 +184,7 @@ def lfs_train(
     aug:str=None, # Changes of the images: none, flip or full (default)
     opt:str=None, # Optimizer: adamw (default), sgd, momentum or muon
     finetune:str=None, # A model.safetensors, or its folder, to begin with; for any classes
-    labels:str=None, # A CSV file of image files and labels; by default folders are classes
+    labels:str=None, # A CSV file: image files, then labels; by default folders are classes
     split:str=None, # Column of that file with the images to validate with, or their share
     bf16:bool=False, # Compute in bfloat16? Faster where the processor has it
     cache:bool=False, # Keep decoded images on the disk, for the next run?
@@ -346,7 +346,7 @@ def lfs_predict(
 @call_parse
 def lfs_find(
     folder:str, # Image folder, as for lfs_train
-    labels:str=None, # A CSV file of image files and labels, as for lfs_train
+    labels:str=None, # A CSV file: image files, then labels, as for lfs_train
     split:str=None, # Column of that file, or a share, as for lfs_train
     bs:int=None, # Batch size; by default 64, and less for small folders
     size:int=64, # Side of the images, in pixels

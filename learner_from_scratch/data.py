@@ -387,7 +387,7 @@ def _usable(fns, on_error, read):
     skipped = verify_images(fns, read=read)
     if not skipped: return fns,skipped
     what = f'{len(skipped)} of {len(fns)} images are skipped, see `skipped`'
-    warnings.warn(f'{what}; the first: {skipped[0][1]}', stacklevel=3)
+    warnings.warn_explicit(f'{what}; the first: {skipped[0][1]}', UserWarning, 'Dataset', 1)
     bad = set(skipped.itemgot(0))
     return fns.filter(lambda o: o not in bad),skipped
 

@@ -40,7 +40,8 @@ def check_places(
     for o in files:
         folders = o.parts[n:-1]
         in_part = split and len(folders)==1 and folders[0].lower() in parts
-        if not folders or in_part: raise ValueError(f'{o} is in no class folder')
+        if not folders or in_part:
+            raise ValueError(f'{o} is in no class folder: sort the images, or give `labels`')
 
 # %% ../nbs/15_folders.ipynb #15a00007
 def check_classes(

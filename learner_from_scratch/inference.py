@@ -6,9 +6,9 @@
 __all__ = ['one_label', 'max_size', 'max_classes', 'heic_help', 'resizers', 'known_archs', 'Task', 'OneLabel', 'vocab_of',
            'CollectPreds', 'same_mode', 'check_stats', 'check_size', 'check_vocab', 'check_choice', 'regular_file',
            'heic_files', 'read_rgb', 'array_image', 'check_open', 'upright', 'fit_image', 'Predictor', 'Prediction',
-           'folder_images', 'image_list', 'Unlabelled', 'Predictions', 'check_arch', 'check_meta', 'import_path',
-           'find_arch', 'load_predictor', 'load_learner', 'as_shown', 'in_order', 'image_of', 'show_preds',
-           'check_one_label', 'confusion_matrix']
+           'warn_again', 'folder_images', 'image_list', 'Unlabelled', 'Predictions', 'check_arch', 'check_meta',
+           'import_path', 'find_arch', 'load_predictor', 'load_learner', 'as_shown', 'in_order', 'image_of',
+           'show_preds', 'check_one_label', 'confusion_matrix']
 
 # %% ../nbs/13_inference.ipynb #55598315
 import importlib,reprlib,stat,sys,warnings
@@ -368,6 +368,14 @@ def predictions(self:Predictor,
     label,index = self.task.decode,self.task.index
     return [Prediction(label(o, self.vocab), index(o), o) for o in self.preds(xs)]
 
+# %% ../nbs/13_inference.ipynb #e23c99f9
+def warn_again(
+    msg:str, # What to say
+    who:str, # What says it
+):
+    "Warn, and do it again the next time"
+    warnings.warn_explicit(msg, UserWarning, who, 1)
+
 # %% ../nbs/13_inference.ipynb #fce4727d
 def folder_images(
     path, # Name of a folder
@@ -376,7 +384,7 @@ def folder_images(
     heic = heic_files(get_files(path))
     if heic:
         what = f'HEIC files left out: {len(heic)}, the first is {heic[0]}'
-        warnings.warn(f'{what}; {heic_help}', stacklevel=4)
+        warn_again(f'{what}; {heic_help}', 'folder_images')
     return list(get_image_files(path))
 
 # %% ../nbs/13_inference.ipynb #5105b937
@@ -387,7 +395,9 @@ def image_list(
     check_open(images)
     if isinstance(images, (np.ndarray,Tensor)):
         return (list(images),False) if images.ndim>3 else ([images],True)
-    if not isinstance(images, (str,PathLike,Image.Image)): return list(images),False
+    if not isinstance(images, (str,PathLike,Image.Image)):
+        if not is_iter(images): raise TypeError(f'{images!r} is no image, file or list of these')
+        return list(images),False
     if isinstance(images, Image.Image) or not Path(images).is_dir(): return [images],True
     files = folder_images(images)
     if not files: raise ValueError(f'{images} holds no image files')
@@ -423,7 +433,7 @@ class Predictions(list):
         if not self.errors: return
         bad,why = len(self.errors),self.errors[0][1]
         what = f"{bad} of {len(self)} images can't be read and are None, see `errors`"
-        warnings.warn(f'{what}; the first: {why}', stacklevel=3)
+        warn_again(f'{what}; the first: {why}', 'predict')
 
 # %% ../nbs/13_inference.ipynb #34131c16
 #| code-fold: true
@@ -612,7 +622,7 @@ def load(self:Learner,
     "Load weights; raises `ValueError` with the file's name if they or the classes are others"
     _,meta = load_weights(path)
     if 'vocab' in meta and list(meta['vocab'])!=list(vocab_of(self.dls.train)):
-        raise ValueError(f"{path} was trained on other classes than those of the data")
+        raise ValueError(f'{path} was trained on other classes: {reprlib.repr(meta["vocab"])}')
     load_model(self.model, path)
     return self
 

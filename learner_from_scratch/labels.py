@@ -186,8 +186,7 @@ def warn_missing(
     missing = [str(o) for o in labels if o not in there]
     if not missing: return
     some = ', '.join(missing[:10])
-    warnings.warn(f'{len(missing)} of {len(labels)} labels are for no image there: {some}',
-                  stacklevel=4)
+    warn_again(f'{len(missing)} of {len(labels)} labels are for no image there: {some}', 'labels')
 
 # %% ../nbs/30_labels.ipynb #2e911b96
 def labeled_files(
@@ -457,6 +456,9 @@ def several_in(
         for o in vocab:
             parts = {p.strip() for p in o.split(sep)} - {o}
             if parts & known: return o,sep
+    for o in vocab:
+        m = re.search(r'[;|]|,(?! )', o)
+        if m: return o,m[0]
 
 # %% ../nbs/30_labels.ipynb #ae03c4b5
 def doubts(
@@ -484,14 +486,14 @@ def warn_of(
     counts = Counter(o for labels in train.labels for o in tuplify(labels))
     known = set(counts)<=set(train.vocab) # numbers are not
     rare = [f'{safe_name(o)} {counts[o]}' for o in train.vocab if known and counts[o]<few]
-    if rare: warnings.warn(f'fewer than {few} images to train on: {", ".join(rare)}', stacklevel=2)
+    if rare: warn_again(f'fewer than {few} images to train on: {", ".join(rare)}', 'labels')
     if known:
-        for o in doubts(train.vocab): warnings.warn(o, stacklevel=2)
+        for o in doubts(train.vocab): warn_again(o, 'labels')
     same = same_files(train.fns, valid.fns)
     if same:
         a,b = map(safe_name, same[0])
-        warnings.warn(f'{len(same)} images to validate with are also trained on: {b} is {a}',
-                      stacklevel=2)
+        warn_again(f'{len(same)} images to validate with are also trained on: {b} is {a}',
+                   'labels')
 
 # %% ../nbs/30_labels.ipynb #9636ff01
 def tell_left_out(
@@ -517,8 +519,8 @@ def check_folders(
     check_links(files)
     if split is None and not own_split: check_classes(files)
     for o in inner_folders(files):
-        warnings.warn(f'{o} lies in a class folder and is a class of its own, {o.name!r}',
-                      stacklevel=2)
+        warn_again(f'{o} lies in a class folder and is a class of its own, {o.name!r}: '
+                   'if it is none, tell the labels by a function', 'labels')
 
 # %% ../nbs/30_labels.ipynb #20dbb8bf
 def valid_rows(
@@ -586,7 +588,8 @@ def labeled_datasets(
     if is_table(labels):
         labels = read_table(labels)
         cols = cols or first_two(labels, split)
-        if len(cols)!=2: raise ValueError(f'`cols` are two, files and labels, got {cols}')
+        if len(cols)!=2: raise ValueError(f'`cols` are two, files and labels, got {cols}: '
+                                          'give several label columns as a list in it')
     found = labeled_files(path, labels, cols)
     if not found: tell_left_out(path, source)
     if labels is None: check_folders(L(found.keys()), path, split)
@@ -631,7 +634,9 @@ def from_labels(cls:DataLoaders,
     **kwargs, # For `labeled_datasets`
 )->DataLoaders: # With an attribute `aug`
     "Loaders for images with labels of any kind"
-    path = Path(path)
+    path,aug = Path(path),L(aug)
+    for o in aug:
+        if not callable(o): raise TypeError(f'`aug` has functions, such as flip; got {o!r}')
     if split is not None and valid_pct is not None:
         raise ValueError(f'`valid_pct` is {valid_pct} and `split` is given, too: which is it?')
     split = valid_pct if split is None else split
@@ -639,7 +644,7 @@ def from_labels(cls:DataLoaders,
     if bs is None: bs = usual_bs(len(train))
     dls = cls(DataLoader(train, bs, shuffle=True, n_workers=defaults.cpus),
               DataLoader(valid, bs, n_workers=defaults.cpus))
-    dls.aug = L(aug)
+    dls.aug = aug
     return dls
 
 # %% ../nbs/30_labels.ipynb #3a6056cd

@@ -418,19 +418,18 @@ def check_settings(
     settings:dict, # As from `run_settings`
     resume:bool, # Go on with what is in `out`?
 ):
-    "Raise `ValueError` if `out` has a run with other settings"
+    "Raise `ValueError` if a run would go on with other settings"
     was = load_settings(out)
-    if resume and checkpoints(out): must = [k for k in settings if k!='cache']
-    else: must = ['folder'] if was else []
-    for k in must:
-        if was.get(k)==settings[k]: continue
+    if not (resume and checkpoints(out)): return
+    for k in settings:
+        if k=='cache' or was.get(k)==settings[k]: continue
         begun = f'{k} {was.get(k)}, and not {settings[k]}'
         way = 'choose another --out'
         if k=='images': way = f'repair or restore them, begin again with --force, or {way}'
         raise ValueError(f'{out} was begun with {begun}: {way}')
 
 # %% ../nbs/38_runs.ipynb #fbda7a9f
-_results = ['model.safetensors','log.csv','report.html','settings.json',
+_results = ['model.safetensors','model.onnx','log.csv','report.html','settings.json',
             'curves.png','confusion.png','worst.png']
 
 def set_aside(
@@ -542,9 +541,10 @@ def can_go_on(
     out:Path, # Folder of the run
     arch:str, # Network, as for `find_arch`
 ):
-    "Note on a `KeyboardInterrupt` in this block which command goes on"
+    "Note on a `KeyboardInterrupt` or an `OSError` in this block which command goes on"
     try: yield
-    except KeyboardInterrupt as e:
+    except (KeyboardInterrupt,OSError) as e:
+        if not getattr(e, 'errno', True): raise # of an image that can't be read
         cmd = f'lfs_train {quote(str(folder))} --resume'
         if out!=run_folder(folder): cmd += f' --out {quote(str(out))}'
         if arch not in archs: cmd += f' --arch {quote(arch)}'

@@ -169,7 +169,7 @@ def check_images(
 # %% ../nbs/31_tasks.ipynb #03a4658f
 def image_learner(
     dls:DataLoaders, # With data that know their vocabulary, such as those of `from_labels`
-    arch:Callable=small_resnet, # From the number of outputs to a network
+    arch:Callable=small_resnet, # From the number of outputs to a network, or the name of one
     lr:float=0.004, # Learning rate
     metrics=None, # Functions for the table; by default those of the task
     loss_func:Callable=None, # By default that of the task
@@ -181,6 +181,9 @@ def image_learner(
     "A learner with all that its data ask for"
     ds,task = data_of(dls.train),of_data(dls.train, 'task', default=one_label)
     check_images(ds)
+    if isinstance(arch, str): arch = find_arch(arch)
+    if hasattr(arch, 'parameters'):
+        raise TypeError('`arch` makes a network of n outputs: for one of yours, `lambda n: net`')
     if of_data(dls.train, 'channels')==1: arch = grey(arch)
     model = arch(len(vocab_of(dls.train)))
     task.begin(model, ds.y, torch.zeros_like(ds[0][0]).permute(2,0,1)[None])
