@@ -218,8 +218,12 @@ def one_epoch(self:Learner,
 def _assigned(f):
     steps = list(dis.get_instructions(f)) if hasattr(f, '__code__') else []
     def of_self(o): return L(o.argval)[-1:]==['self']
-    pairs = zip(steps, steps[1:])
-    return [b.argval for a,b in pairs if b.opname=='STORE_ATTR' and of_self(a)]
+    res = []
+    for a,b,c in zip(steps, steps[1:], [*steps[2:],None]):
+        if not of_self(a): continue
+        if b.opname=='STORE_ATTR': res.append(b.argval)
+        if b.opname=='COPY' and c.opname=='LOAD_ATTR': res.append(c.argval)
+    return res
 
 # %% ../nbs/10_callbacks.ipynb #40829528
 def check_events(

@@ -359,7 +359,6 @@ def take_up(self:Checkpoint):
     was,now = len(s['ranks']),self.ranks.n
     if s['num'] and was!=now:
         raise ValueError(f'{fn} is in the middle of an epoch of {was} ranks, and here are {now}')
-    self.begin()
     self.saved,self.file = s,fn
     self.learner.first_epoch,self.learner.first_batch = s['epoch'],s['num']
     done = s['epoch']>=self.n_epochs
@@ -429,6 +428,7 @@ def after_opt(self:Checkpoint):
     self.start = rng_state()
     if not self.saved: return
     self.restore()
+    self.begin()
     if self.saved['num']: set_rng_state(self.start)
 
 # %% ../nbs/12_checkpoint.ipynb #f03a5ddd

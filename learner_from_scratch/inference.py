@@ -7,11 +7,11 @@ __all__ = ['one_label', 'max_size', 'max_classes', 'heic_help', 'resizers', 'kno
            'CollectPreds', 'same_mode', 'check_stats', 'check_size', 'check_vocab', 'check_choice', 'regular_file',
            'heic_files', 'read_rgb', 'array_image', 'check_open', 'upright', 'fit_image', 'Predictor', 'Prediction',
            'warn_again', 'folder_images', 'image_list', 'Unlabelled', 'Predictions', 'check_arch', 'check_meta',
-           'import_path', 'find_arch', 'load_predictor', 'load_learner', 'as_shown', 'in_order', 'image_of',
-           'show_preds', 'check_one_label', 'confusion_matrix']
+           'import_path', 'find_arch', 'load_predictor', 'same_inputs', 'load_learner', 'as_shown', 'in_order',
+           'image_of', 'show_preds', 'check_one_label', 'confusion_matrix']
 
 # %% ../nbs/13_inference.ipynb #55598315
-import importlib,reprlib,stat,sys,warnings
+import importlib,json,reprlib,stat,sys,warnings
 import numpy as np
 import torch
 from contextlib import closing,contextmanager
@@ -228,7 +228,8 @@ def array_image(
     a, # Array or tensor `(h, w, 3)`, `(h, w, 1)` or `(h, w)`: uint8, or floats from 0 to 1
 )->Image.Image: # In RGB
     "The image that `a` holds; raises `ValueError` for another layout or range"
-    a = np.asarray(a.detach().cpu() if isinstance(a, Tensor) else a)
+    if isinstance(a, Tensor): a = (a.float() if a.is_floating_point() else a).detach().cpu()
+    a = np.asarray(a)
     shape = a.shape if a.ndim==3 else (*a.shape,1)
     if len(shape)!=3 or shape[2] not in (1,3) or 0 in shape:
         raise ValueError(f'an image must be `(h, w, 3)`, channels last, or `(h, w)`; got {a.shape}')
@@ -255,6 +256,7 @@ def upright(
     check_open(image)
     if isinstance(image, (np.ndarray,Tensor)): return array_image(image)
     if not isinstance(image, Image.Image): return read_rgb(image, side)
+    if 0 in image.size: raise ValueError(f'an image of {image.size} has no pixels')
     im = image.copy()
     _turn(im)
     im.format = image.format # this and the tags of a TIFF aren't copied
@@ -289,7 +291,7 @@ class Predictor:
         transform=None, # From a PIL image to a tensor; then size and channels don't count
     ):
         store_attr('model,size,task,channels,resize,transform')
-        self.vocab,self.shape = list(vocab),None
+        self.vocab,self.shape,self.loader = list(vocab),None,None
         self.stats = [torch.as_tensor(o).tolist() for o in stats]
         check_vocab(self.vocab)
         check_size(size)
@@ -305,7 +307,7 @@ def item(self:Predictor,
     image, # Anything that `upright` takes
 )->Tensor: # `(h, w, channels)`, from 0 to 1, or what `transform` makes
     "The image as a data set would give it, before it is normalized"
-    if self.transform: return self.transformed(upright(image))
+    if self.transform: return self.transformed(self.opened(image))
     im = upright(image, max(L(self.size)))
     im = fit_image(im, self.size, self.channels, self.resize)
     return tensor(np.array(im)).view(im.height, im.width, -1)/255
@@ -321,6 +323,16 @@ def transformed(self:Predictor,
     if self.shape in (None,x.shape): return x
     got,want = tuple(x.shape),tuple(self.shape)
     raise ValueError(f'`transform` makes {got} of it, and not {want}: let it resize')
+
+# %% ../nbs/13_inference.ipynb #a7391e4e
+@patch
+def opened(self:Predictor,
+    image, # Anything that `upright` takes
+)->Image.Image: # What `transform` takes
+    "A file as the data set's `loader` opens it, if it has one; else upright, in RGB"
+    a_file = isinstance(image, (str,PathLike))
+    if self.loader and a_file: return self.loader(str(regular_file(image)))
+    return upright(image)
 
 # %% ../nbs/13_inference.ipynb #d0f8d316
 @patch
@@ -371,10 +383,11 @@ def predictions(self:Predictor,
 # %% ../nbs/13_inference.ipynb #e23c99f9
 def warn_again(
     msg:str, # What to say
-    who:str, # What says it
+    stacklevel:int=2, # Of the line that is named, as for `warnings.warn`
 ):
     "Warn, and do it again the next time"
-    warnings.warn_explicit(msg, UserWarning, who, 1)
+    frame = sys._getframe(stacklevel)
+    warnings.warn_explicit(msg, UserWarning, frame.f_code.co_filename, frame.f_lineno)
 
 # %% ../nbs/13_inference.ipynb #fce4727d
 def folder_images(
@@ -384,7 +397,7 @@ def folder_images(
     heic = heic_files(get_files(path))
     if heic:
         what = f'HEIC files left out: {len(heic)}, the first is {heic[0]}'
-        warn_again(f'{what}; {heic_help}', 'folder_images')
+        warn_again(f'{what}; {heic_help}', 4)
     return list(get_image_files(path))
 
 # %% ../nbs/13_inference.ipynb #5105b937
@@ -433,7 +446,7 @@ class Predictions(list):
         if not self.errors: return
         bad,why = len(self.errors),self.errors[0][1]
         what = f"{bad} of {len(self)} images can't be read and are None, see `errors`"
-        warn_again(f'{what}; the first: {why}', 'predict')
+        warn_again(f'{what}; the first: {why}', 3)
 
 # %% ../nbs/13_inference.ipynb #34131c16
 #| code-fold: true
@@ -473,6 +486,7 @@ def predictor(self:Learner)->Predictor: # With this learner's network
     if transform:
         pred = Predictor(self.model, vocab, task=self.task, transform=transform)
         pred.tfm,pred.shape = tfm or noop,data_of(self.dls.valid)[0][0].shape
+        pred.loader = of_data(self.dls.valid, 'loader')
         return pred
     if tfm is None: raise ValueError('`SetupLearnerCB` is missing: make a `Predictor` yourself')
     if getattr(tfm, 'func', tfm) is not tfm_x:
@@ -614,15 +628,34 @@ def save(self:Learner,
     "Save network and vocabulary, and how to read images, as a `Predictor` does"
     self.predictor().save(path, arch)
 
+# %% ../nbs/13_inference.ipynb #00954130
+def same_inputs(
+    learn:Learner, # Will have the weights
+    path, # Name of their file
+    meta:dict, # What the file says about them
+):
+    "Warn of another way to read images; raises `ValueError` for another task or other channels"
+    try: own = learn.predictor()
+    except ValueError: return # it doesn't tell
+    mine = dict(task=type(own.task).__name__, channels=own.channels, size=own.size,
+                resize=own.resize, stats=own.stats)
+    theirs = {'task':'OneLabel', 'channels':3, 'resize':'squeeze', **meta}
+    for k,v in mine.items():
+        if json.dumps(theirs[k])==json.dumps(v): continue
+        msg = f'{path} has {k} {theirs[k]}, and the data have {v}'
+        if k in ('task','channels'): raise ValueError(msg)
+        warn_again(f'{msg}: the answers will differ', 3)
+
 # %% ../nbs/13_inference.ipynb #df2b3fda
 @patch
 def load(self:Learner,
     path, # A file that `save` or `save_model` wrote
 )->Learner: # The same learner
-    "Load weights; raises `ValueError` with the file's name if they or the classes are others"
+    "Load weights; raises `ValueError` with the file's name if it is of another kind"
     _,meta = load_weights(path)
     if 'vocab' in meta and list(meta['vocab'])!=list(vocab_of(self.dls.train)):
         raise ValueError(f'{path} was trained on other classes: {reprlib.repr(meta["vocab"])}')
+    if 'stats' in meta: same_inputs(self, path, meta)
     load_model(self.model, path)
     return self
 

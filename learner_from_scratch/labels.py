@@ -186,7 +186,7 @@ def warn_missing(
     missing = [str(o) for o in labels if o not in there]
     if not missing: return
     some = ', '.join(missing[:10])
-    warn_again(f'{len(missing)} of {len(labels)} labels are for no image there: {some}', 'labels')
+    warn_again(f'{len(missing)} of {len(labels)} labels are for no image there: {some}')
 
 # %% ../nbs/30_labels.ipynb #2e911b96
 def labeled_files(
@@ -486,14 +486,13 @@ def warn_of(
     counts = Counter(o for labels in train.labels for o in tuplify(labels))
     known = set(counts)<=set(train.vocab) # numbers are not
     rare = [f'{safe_name(o)} {counts[o]}' for o in train.vocab if known and counts[o]<few]
-    if rare: warn_again(f'fewer than {few} images to train on: {", ".join(rare)}', 'labels')
+    if rare: warn_again(f'fewer than {few} images to train on: {", ".join(rare)}')
     if known:
-        for o in doubts(train.vocab): warn_again(o, 'labels')
+        for o in doubts(train.vocab): warn_again(o)
     same = same_files(train.fns, valid.fns)
     if same:
         a,b = map(safe_name, same[0])
-        warn_again(f'{len(same)} images to validate with are also trained on: {b} is {a}',
-                   'labels')
+        warn_again(f'{len(same)} images to validate with are also trained on: {b} is {a}')
 
 # %% ../nbs/30_labels.ipynb #9636ff01
 def tell_left_out(
@@ -520,7 +519,7 @@ def check_folders(
     if split is None and not own_split: check_classes(files)
     for o in inner_folders(files):
         warn_again(f'{o} lies in a class folder and is a class of its own, {o.name!r}: '
-                   'if it is none, tell the labels by a function', 'labels')
+                   'if it is none, tell the labels by a function')
 
 # %% ../nbs/30_labels.ipynb #20dbb8bf
 def valid_rows(

@@ -11,6 +11,7 @@ import math
 from copy import copy
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from fastcore.all import *
 from . import recorder
 from .fetch import *
@@ -328,7 +329,7 @@ def __repr__(self:DataLoaders):
 @patch
 def __repr__(self:Learner):
     ps = getattr(self.model, 'parameters', list)() # a function has none
-    n = sum(p.numel() for p in ps)
+    n = sum(p.numel() for p in ps if not is_lazy(p))
     loss,opt = [getattr(o, '__qualname__', repr(o)) for o in (self.loss_func, self.opt_func)]
     parts = f'{type(self.model).__name__} with {n:,} parameters', loss, opt, f'lr={self.lr}'
     cbs = ', '.join(map(repr, self.cbs))

@@ -8,6 +8,7 @@ __all__ = ['Optimizer', 'Momentum', 'RMSProp', 'Adam', 'AdamW', 'orthogonal', 'M
 
 # %% ../nbs/20_optimizers.ipynb #c6deb6ed
 import math
+from copy import deepcopy
 from itertools import islice
 import torch
 from torch import Tensor
@@ -408,4 +409,4 @@ class TorchSchedule(Callback):
     def load_state(self, state):
         own,new = self.sched.state_dict(),state['kept']
         if not alike(new, own): raise ValueError(f'{self!r} keeps {own}, not {new}')
-        self.sched.load_state_dict(new)
+        self.sched.load_state_dict(deepcopy(new)) # some take parts out of what they get

@@ -1,5 +1,5 @@
 "Questions to a network: any image, any loader, any task; what is bad is named, the rest answered"
-import sys
+import sys,warnings
 from functools import partial
 from io import BytesIO
 
@@ -292,6 +292,48 @@ def test_learner_files(folder, tmp_path):
     with pytest.raises(ValueError, match='m.safetensors'): other.load(fn)
     assert not (tmp_path/'other').exists()
 
+def test_files_for_other_inputs(folder, tmp_path):
+    "Another task or other channels are refused, another size or statistics told"
+    def learner(size=8, task=None, stats=raw):
+        ds = Dataset(get_image_files(folder), size=size)
+        if task: ds.task = task
+        cbs = SetupLearnerCB('cpu', partial(tfm_x, norm=Normalize(stats)))
+        return Learner(simple_cnn(3), DataLoaders(DataLoader(ds, 4), DataLoader(ds, 4)),
+                       cross_entropy, .1, cbs)
+    fn = tmp_path/'m.safetensors'
+    learner().save(fn)
+    with warnings.catch_warnings(action='error'): learner().load(fn)
+    with pytest.raises(ValueError, match='has task OneLabel, and the data have SeveralLabels'):
+        learner(task=several_labels).load(fn)
+    with pytest.warns(UserWarning, match='has size 8, and the data have 16'):
+        learner(size=16).load(fn)
+    with pytest.warns(UserWarning, match='has stats'): learner(stats=([.5]*3,[1.]*3)).load(fn)
+
+@pytest.mark.parametrize('o', [None, 42])
+def test_no_image_at_all(o):
+    with pytest.raises(TypeError, match=f'{o} is no image'): mean_pred().predict(o)
+
+def test_a_tensor_in_16_bits():
+    "It doesn't stop the others"
+    x = torch.zeros(4,4,3, dtype=torch.bfloat16)
+    x[...,0] = 1
+    assert labels(mean_pred().predict([plain('green'), x]))==['green','red']
+
+def test_an_image_without_pixels():
+    with pytest.raises(ValueError, match='has no pixels'):
+        mean_pred().predict(Image.new('RGB', (0,5)))
+
+def test_a_second_folder_with_files_that_are_missing(folder):
+    "Each time is told, and not the first alone"
+    (folder/'bad.png').write_bytes(b'bad')
+    with warnings.catch_warnings(record=True, action='default') as seen:
+        for _ in range(3): mean_pred().predict(folder)
+    assert sum("1 of 13 images can't be read" in str(o.message) for o in seen)==3
+
+def test_repr_of_a_lazy_network():
+    learn = Learner(torch.nn.LazyLinear(2), DataLoaders([], []), cross_entropy, .1)
+    assert 'LazyLinear with 0 parameters' in repr(learn)
+
 # --- PyTorch's loaders, and torchvision's data sets ---
 class Listed(torch_data.Dataset):
     "As of torchvision: `classes`, and a `transform` of PIL images"
@@ -384,6 +426,29 @@ def test_image_folder(folder):
     from torchvision import datasets,transforms
     tfm = transforms.Compose([transforms.Resize((8,8)), transforms.ToTensor()])
     check_all(torch_learner(datasets.ImageFolder(folder, tfm)), folder, 12)
+
+class Opened(Listed):
+    "As `ImageFolder`: a loader that neither turns an image nor puts it on white"
+    loader = staticmethod(lambda fn: Image.open(fn).convert('RGB'))
+
+def test_files_are_opened_as_in_training(folder):
+    "A photo on its side, and a transparent image"
+    im = plain('red', (8,8))
+    im.paste('blue', (0,0,8,4))
+    exif = Image.Exif()
+    exif[0x112] = 3
+    im.save(folder/'turned.jpg', exif=exif, quality=100)
+    im.convert('RGBA').save(folder/'clear.png')
+    clear = Image.new('RGBA', (8,8), (200,0,0,0))
+    clear.save(folder/'clear.png')
+    dl = torch_data.DataLoader(Opened(lambda im: torch.tensor(np.array(im)).permute(2,0,1)/255), 4)
+    learn = torch_learner(dl.dataset)
+    for o in 'turned.jpg','clear.png':
+        want = dl.dataset.transform(dl.dataset.loader(folder/o))
+        assert torch.equal(learn.predictor().item(folder/o), want)
+    with pytest.raises(ValueError, match='is empty'):
+        (folder/'none.png').touch()
+        learn.predict(folder/'none.png')
 
 # --- tasks and files ---
 class Several(Task):

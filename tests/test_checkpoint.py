@@ -368,3 +368,23 @@ def test_best_in_a_new_folder(tmp_path):
     files = [tmp_path/o/'x' for o in 'abc']
     learn.fit(1, cbs=[Recorder(csv=files[0], jsonl=files[1]), SaveBest(files[2])])
     assert all(o.stat().st_size for o in files)
+
+def test_a_refused_resume_changes_nothing(tmp_path):
+    "A finished fit stays finished if another network can't go on with it"
+    batches = [(torch.rand(4,2),torch.rand(4,1))]
+    def learner(n):
+        dls = DataLoaders(batches, batches)
+        return Learner(Sequential(*[Linear(2,2)]*n, Linear(2,1)), dls, F.mse_loss, .1)
+    learner(1).fit(1, cbs=Checkpoint(tmp_path))
+    with pytest.raises(ValueError, match='of another fit'):
+        learner(0).fit(2, cbs=Checkpoint(tmp_path, resume=True))
+    learner(0).fit(1, cbs=Checkpoint(tmp_path)) # and not: it was interrupted
+
+def test_best_takes_a_file_first(tmp_path, monkeypatch):
+    "The name of a column alone would be a file of that name"
+    monkeypatch.chdir(tmp_path)
+    batches = [(torch.rand(4,2),torch.rand(4,1))]
+    learn = Learner(Linear(2,1), DataLoaders(batches, batches), F.mse_loss, .1, Recorder(None))
+    with pytest.raises(ValueError, match='give SaveBest the name of a file first'):
+        learn.fit(1, cbs=SaveBest('valid_loss'))
+    assert not list(tmp_path.iterdir())

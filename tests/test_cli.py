@@ -471,10 +471,10 @@ def test_empty(tmp_path, capsys, monkeypatch):
 
 # --- the state of a run ---
 def test_other_images(shapes, trained, run, tmp_path):
-    "Nothing goes on with other images, or overwrites the results for another folder"
+    "Nothing goes on with other images"
     mine = shutil.copytree(shapes, tmp_path/'shapes')
     again = partial(train, str(mine), epochs=2, out=run)
-    assert 'begun with folder' in refused(again, force=True)
+    assert 'begun with folder' in refused(again, resume=True)
     save_settings(run, folder=str(mine.resolve()), state='training')
     shutil.copy(mine/'val/moon/moon_0005.JPEG', mine/'train/moon/one_more.JPEG')
     assert 'begun with images 60+20' in refused(again, resume=True)
@@ -501,6 +501,17 @@ def test_done_may_be_replaced(shapes, run):
     assert settings(run)['seed']==1 and settings(run)['state']=='done'
     kept = {o.name: o.read_bytes() for o in (run/'before').iterdir()}
     assert len(kept)==7 and all(old[k]==v for k,v in kept.items())
+
+def test_replaced_by_another_folder(shapes, trained, run, tmp_path):
+    "What the error offers is not refused: the old results, and an export, are in `before`"
+    mine = shutil.copytree(shapes, tmp_path/'shapes')
+    (run/'model.onnx').write_text('old')
+    again = partial(train, str(mine), out=run)
+    assert '--force replaces it' in refused(again)
+    again(force=True)
+    assert settings(run)['folder']==str(mine.resolve())
+    assert settings(run/'before')['folder']==settings(trained)['folder']
+    assert not (run/'model.onnx').exists() and (run/'before'/'model.onnx').read_text()=='old'
 
 def test_interrupted_replacement(shapes, run, monkeypatch):
     "No model of one training lies beside the settings of another"
@@ -604,13 +615,33 @@ def test_full_disk(n, shapes, run, monkeypatch):
         raise OSError(28, 'No space left on device')
     with monkeypatch.context() as m:
         m.setattr(plt, 'savefig', full)
-        assert 'No space' in refused(train, str(shapes), seed=1, out=run, force=True)
+        line = refused(train, str(shapes), seed=1, out=run, force=True)
+        assert 'No space' in line and f'to go on: lfs_train {shapes} --resume' in line
     plt.close('all')
     new = {o.name: o.read_bytes() for o in run.glob('*.png')}
     assert len(new)==n and all(new[k]!=old[k] for k in new)
     assert settings(run)['state']=='training' and not [*run.glob('.*part')]
     lfs_train(str(shapes), out=run, resume=True)
     assert settings(run)['state']=='done' and settings(run)['seed']==1
+
+full_disk = """
+import gc,resource,signal,sys
+from learner_from_scratch.cli import lfs_train
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000,resource.RLIM_INFINITY))
+try: lfs_train(sys.argv[1], epochs=2, size=32, out=sys.argv[2])
+except SystemExit as e: print(e)
+gc.collect()
+print('alive')
+"""
+
+@posix
+def test_a_full_disk_ends_in_a_line(shapes, tmp_path):
+    "And not in a crash when the error is forgotten, as with Python 3.12.1"
+    cmd = [sys.executable, '-c', full_disk, str(shapes), str(tmp_path/'run')]
+    res = subprocess.run(cmd, capture_output=True, text=True, timeout=200)
+    assert res.returncode==0 and res.stdout.endswith('alive\n'), res.stderr
+    assert 'File too large (in Checkpoint.after_epoch) to go on: lfs_train' in res.stdout
 
 @posix
 def test_locked_interrupted_killed_and_resumed(shapes, tmp_path):

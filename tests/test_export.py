@@ -148,6 +148,55 @@ def test_super_is_refused(cls):
     with pytest.raises(ValueError, match=f'{cls.__name__}.forward calls super'):
         to_torch(Sequential(cls(3, 3)))
 
+class Called(Module):
+    "Its twin would have PyTorch's `__call__`"
+    def __init__(self):
+        super().__init__()
+        self.lin = Linear(3, 3)
+    def __call__(self, x): return 2*super().__call__(x)
+    def forward(self, x): return self.lin(x)
+
+class CalledInOrder(Sequential):
+    def __call__(self, x): return 2*super().__call__(x)
+
+class Helped(Called):
+    __call__ = Module.__call__
+    def forward(self, x): return self.helper(x)
+    def helper(self, x): return super().forward(x)
+
+class Halved(Helped):
+    def forward(self, x): return self.half(self.lin(x))
+    def half(self, x): return x/2
+    helper = None
+
+class AllParts(Called):
+    __call__ = Module.__call__
+    def forward(self, x):
+        for m in self.children.values(): x = m(x)
+        return x
+
+@pytest.mark.parametrize('make,why', [
+    (Called, 'its own `__call__`'), (lambda: CalledInOrder(Linear(3,3)), 'its own `__call__`'),
+    (Helped, 'Helped.helper calls super'), (Halved, "Halved.half has the name"),
+    (AllParts, 'AllParts.forward uses `children`')])
+def test_what_has_no_twin(make, why):
+    "It is refused when it is translated, and not wrong, or an error, when it is called"
+    with pytest.raises(ValueError, match=why): to_torch(Sequential(make()))
+
+class Skips(Sequential):
+    def forward(self, x):
+        for l in self.layers: x = x+l(x)
+        return x
+
+def test_a_sequential_with_another_forward():
+    ours,x = Skips(Linear(3, 3), Linear(3, 3)),torch.rand(2, 3)
+    torch.testing.assert_close(to_torch(ours)(x), ours(x))
+
+def test_no_network():
+    with pytest.raises(TypeError, match='is no network'): to_torch(3)
+    with pytest.raises(TypeError, match='a `Predictor` is needed'):
+        export_onnx(Linear(1, 1), 'x.onnx')
+
 class Parts(Module):
     "Without a `forward`, for others to look into"
     def __init__(self):

@@ -440,3 +440,22 @@ def test_empty_folders_are_told(tmp_path, capsys):
     (path/'train'/'nothing'/'in it').mkdir(parents=True)
     DataLoaders.from_folder(path, size=16)
     assert 'Left out: 1 empty' in capsys.readouterr().out
+
+def test_changes_are_functions(shapes):
+    with pytest.raises(TypeError, match="`aug` has functions, such as flip; got 'flip'"):
+        DataLoaders.from_folder(shapes, aug='flip')
+
+def test_architectures_by_name(shapes):
+    "A name will do; a network that is there is told from what makes one"
+    dls = DataLoaders.from_folder(shapes, size=16, bs=8)
+    assert image_learner(dls, 'simple_cnn').arch=='simple_cnn'
+    with pytest.raises(TypeError, match='`lambda n: net`'): image_learner(dls, simple_cnn(10))
+    with pytest.raises(ValueError, match="no architecture 'resnet5'"): image_learner(dls, 'resnet5')
+
+def test_skipped_images_are_told_each_time(shapes, tmp_path):
+    bad = tmp_path/'bad.jpg'
+    bad.write_bytes(b'bad')
+    files = [*get_image_files(shapes)[:3],bad]
+    with warnings.catch_warnings(record=True, action='default') as seen:
+        for _ in range(2): Images(files, size=16, on_error='skip')
+    assert sum('1 of 4 images are skipped' in str(o.message) for o in seen)==2

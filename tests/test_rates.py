@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR,LinearLR,ReduceLROnPlateau,SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR,CyclicLR,LinearLR,ReduceLROnPlateau,SequentialLR
 from learner_from_scratch.callbacks import Callback,Learner,OneCycle
 from learner_from_scratch.checkpoint import Checkpoint
 from learner_from_scratch.finetune import by_names,by_parts,param_names
@@ -140,6 +140,19 @@ def test_scheduler_of_several(tmp_path):
         model = theirs()
         if resume: other_weights(model)
         cbs = [TorchSchedule(make), Checkpoint(d, every=2, resume=resume), *[Cat()]*kill]
+        with suppress(KeyboardInterrupt): learner(model, torch.optim.AdamW, *cbs).fit(3)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+    want = part(tmp_path/'b')
+    part(tmp_path/'a', kill=True)
+    assert torch.equal(part(tmp_path/'a', resume=True), want)
+
+def test_cyclic_scheduler(tmp_path):
+    "PyTorch's takes a part out of the state that it is given, and is given it twice"
+    make = partial(CyclicLR, base_lr=1e-4, max_lr=1e-2, step_size_up=3, cycle_momentum=False)
+    def part(d, resume=False, kill=False):
+        model = theirs()
+        if resume: other_weights(model)
+        cbs = [TorchSchedule(make), Checkpoint(d, every=1, resume=resume), *[Cat()]*kill]
         with suppress(KeyboardInterrupt): learner(model, torch.optim.AdamW, *cbs).fit(3)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
     want = part(tmp_path/'b')
