@@ -303,7 +303,7 @@ def test_files_for_other_inputs(folder, tmp_path):
     fn = tmp_path/'m.safetensors'
     learner().save(fn)
     with warnings.catch_warnings(action='error'): learner().load(fn)
-    with pytest.raises(ValueError, match='has task OneLabel, and the data have SeveralLabels'):
+    with pytest.raises(ValueError, match='task OneLabel, and the data have SeveralLabels'):
         learner(task=several_labels).load(fn)
     with pytest.warns(UserWarning, match='has size 8, and the data have 16'):
         learner(size=16).load(fn)
@@ -441,7 +441,8 @@ def test_files_are_opened_as_in_training(folder):
     im.convert('RGBA').save(folder/'clear.png')
     clear = Image.new('RGBA', (8,8), (200,0,0,0))
     clear.save(folder/'clear.png')
-    dl = torch_data.DataLoader(Opened(lambda im: torch.tensor(np.array(im)).permute(2,0,1)/255), 4)
+    def tfm(im): return torch.tensor(np.array(im)).permute(2,0,1)/255
+    dl = torch_data.DataLoader(Opened(tfm), 4)
     learn = torch_learner(dl.dataset)
     for o in 'turned.jpg','clear.png':
         want = dl.dataset.transform(dl.dataset.loader(folder/o))

@@ -384,7 +384,8 @@ def test_best_takes_a_file_first(tmp_path, monkeypatch):
     "The name of a column alone would be a file of that name"
     monkeypatch.chdir(tmp_path)
     batches = [(torch.rand(4,2),torch.rand(4,1))]
-    learn = Learner(Linear(2,1), DataLoaders(batches, batches), F.mse_loss, .1, Recorder(None))
+    dls = DataLoaders(batches, batches)
+    learn = Learner(Linear(2,1), dls, F.mse_loss, .1, Recorder(None))
     with pytest.raises(ValueError, match='give SaveBest the name of a file first'):
         learn.fit(1, cbs=SaveBest('valid_loss'))
     assert not list(tmp_path.iterdir())

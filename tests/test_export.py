@@ -176,7 +176,8 @@ class AllParts(Called):
         return x
 
 @pytest.mark.parametrize('make,why', [
-    (Called, 'its own `__call__`'), (lambda: CalledInOrder(Linear(3,3)), 'its own `__call__`'),
+    (Called, 'its own `__call__`'),
+    (lambda: CalledInOrder(Linear(3,3)), 'its own `__call__`'),
     (Helped, 'Helped.helper calls super'), (Halved, "Halved.half has the name"),
     (AllParts, 'AllParts.forward uses `children`')])
 def test_what_has_no_twin(make, why):

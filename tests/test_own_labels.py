@@ -450,7 +450,7 @@ def test_architectures_by_name(shapes):
     dls = DataLoaders.from_folder(shapes, size=16, bs=8)
     assert image_learner(dls, 'simple_cnn').arch=='simple_cnn'
     with pytest.raises(TypeError, match='`lambda n: net`'): image_learner(dls, simple_cnn(10))
-    with pytest.raises(ValueError, match="no architecture 'resnet5'"): image_learner(dls, 'resnet5')
+    with pytest.raises(ValueError, match="no architecture 'net5'"): image_learner(dls, 'net5')
 
 def test_skipped_images_are_told_each_time(shapes, tmp_path):
     bad = tmp_path/'bad.jpg'

@@ -5,7 +5,8 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR,CyclicLR,LinearLR,ReduceLROnPlateau,SequentialLR
+from torch.optim.lr_scheduler import (CosineAnnealingLR,CyclicLR,LinearLR,ReduceLROnPlateau,
+                                      SequentialLR)
 from learner_from_scratch.callbacks import Callback,Learner,OneCycle
 from learner_from_scratch.checkpoint import Checkpoint
 from learner_from_scratch.finetune import by_names,by_parts,param_names
