@@ -600,7 +600,7 @@ def labeled_datasets(
     parts = labeled_split(clean, path, split, seed, 2 if labels is None else 1)
     used = sum(parts, L())
     vocab = task.names(used.map(clean.get))
-    if any(map(is_listy, clean.values())):
+    if task.answers=='labels' and any(map(is_listy, clean.values())):
         several = is_table(labels) and is_listy(cols[1])
         names = [column_name(labels, o) for o in cols[1]] if several else ''
         check_columns(vocab, f'the columns {names}' if several else 'the labels')

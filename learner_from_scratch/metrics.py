@@ -34,7 +34,11 @@ class WholeSet(GetAttr):
     ):
         check_metric(f)
         self.f,self.__name__ = f,name or metric_name(f)
-    def before_fit(self, learn): self.task = learn.task
+
+    def of_task(self, task):
+        self.task = task
+        getattr(self.f, 'of_task', noop)(task)
+
     def __call__(self, preds, targs): return self.f(preds, targs)
 
 # %% ../nbs/16_metrics.ipynb #02d68d27
@@ -53,8 +57,9 @@ def to_probs(
 
 # %% ../nbs/16_metrics.ipynb #91bebbc6
 asks_probs = ('roc_auc_score','average_precision_score','log_loss','brier_score_loss',
-              'd2_log_loss_score','top_k_accuracy_score','coverage_error',
-              'label_ranking_loss','label_ranking_average_precision_score')
+              'd2_log_loss_score','d2_brier_score','top_k_accuracy_score','coverage_error',
+              'label_ranking_loss','label_ranking_average_precision_score','dcg_score',
+              'ndcg_score')
 
 # %% ../nbs/16_metrics.ipynb #09fc2af0
 def usual_form(
@@ -73,6 +78,9 @@ def usual_form(
     return preds.sigmoid() if probs else preds>0
 
 # %% ../nbs/16_metrics.ipynb #296763eb
+class _OfTask(WholeSet):
+    def __call__(self, preds, targs): return self.f(preds, targs, self.task)
+
 def from_sklearn(
     f, # From arrays of targets and predictions to a number, such as `f1_score`
     of=None, # From scores to what `f` wants, such as `to_probs`; by default `usual_form`
@@ -83,13 +91,12 @@ def from_sklearn(
     base = getattr(f, 'func', f) # of a `partial`
     its_name = metric_name(base)
     if its_name=='_Scorer' or not callable(f): check_metric(f)
-    def metric(preds, targs):
+    def metric(preds, targs, task=None):
         if of: pred = of(preds)
-        elif res.task and res.task.answers=='numbers': pred = preds
+        elif getattr(task, 'answers', '')=='numbers': pred = preds
         else: pred = usual_form(preds, targs, its_name in asks_probs)
         return f(targs.numpy(), pred.numpy(), **kwargs)
-    res = WholeSet(metric, name or its_name)
-    return res
+    return _OfTask(metric, name or its_name)
 
 # %% ../nbs/16_metrics.ipynb #ed7c6469
 @patch

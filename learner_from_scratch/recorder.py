@@ -74,8 +74,8 @@ def ask_metric(
     "What metric `f` says of `preds`; raises `TypeError` if that is no number"
     try:
         v = f(preds, yb)
-        one = v.numel()==1 if torch.is_tensor(v) else isinstance(v, Number)
-        if one: return v
+        tensor = torch.is_tensor(v) or isinstance(v, np.ndarray)
+        if tensor and len(v.reshape(-1))==1 or isinstance(v, (Number,np.bool_)): return v
         raise TypeError(f'it gives {reprlib.repr(v)}, and not a number')
     except Exception as e:
         e.add_note(f'(in the metric {metric_name(f)})')
@@ -127,10 +127,10 @@ class Recorder(Callback):
         for f in self.metrics: getattr(f, 'reset', noop)()
 
     def before_fit(self):
-        task = of_data(self.dls.train, 'task')
-        if self.usual and task: self.use(task.metrics)
+        task = of_data(self.dls.train, 'task') or of_data(self.dls.valid, 'task')
+        if self.usual and hasattr(task, 'metrics'): self.use(task.metrics)
         self.clear()
-        for f in self.metrics: getattr(f, 'before_fit', noop)(self.learner)
+        for f in self.metrics: getattr(f, 'of_task', noop)(task)
         for o in self.csv,self.jsonl:
             if o: Path(o).parent.mkdir(parents=True, exist_ok=True)
         self.learner.recorder = self

@@ -1,5 +1,5 @@
 "Questions to a network: any image, any loader, any task; what is bad is named, the rest answered"
-import sys,warnings
+import copy,sys,warnings
 from functools import partial
 from io import BytesIO
 
@@ -22,7 +22,7 @@ from learner_from_scratch.inference import (OneLabel,Predictor,Task,array_image,
     check_meta,confusion_matrix,fit_image,in_order,load_learner,read_rgb,resizers)
 from learner_from_scratch.learner import DataLoaders
 from learner_from_scratch.loss import cross_entropy
-from learner_from_scratch.metrics import LogRows,TensorBoard,from_sklearn
+from learner_from_scratch.metrics import LogRows,TensorBoard,WholeSet,from_sklearn
 from learner_from_scratch.modules import (AdaptivePool,Linear,Module,Parameter,Sequential,
                                           simple_cnn)
 from learner_from_scratch.recorder import Recorder,accuracy
@@ -305,6 +305,10 @@ def test_files_for_other_inputs(folder, tmp_path):
     with warnings.catch_warnings(action='error'): learner().load(fn)
     with pytest.raises(ValueError, match='task OneLabel, and the data have SeveralLabels'):
         learner(task=several_labels).load(fn)
+    with warnings.catch_warnings(action='error'): learner(stats=([.001]*3,[1.]*3)).load(fn)
+    save_model(simple_cnn(3), fn, dict(stats=list(raw)))
+    with warnings.catch_warnings(action='error'): learner().load(fn) # it says no more
+    learner().save(fn)
     with pytest.warns(UserWarning, match='has size 8, and the data have 16'):
         learner(size=16).load(fn)
     with pytest.warns(UserWarning, match='has stats'): learner(stats=([.5]*3,[1.]*3)).load(fn)
@@ -428,6 +432,7 @@ def test_image_folder(folder):
     check_all(torch_learner(datasets.ImageFolder(folder, tfm)), folder, 12)
 
 class Opened(Listed):
+    to_tensor = staticmethod(lambda im: torch.tensor(np.array(im)).permute(2,0,1)/255)
     "As `ImageFolder`: a loader that neither turns an image nor puts it on white"
     loader = staticmethod(lambda fn: Image.open(fn).convert('RGB'))
 
@@ -441,15 +446,28 @@ def test_files_are_opened_as_in_training(folder):
     im.convert('RGBA').save(folder/'clear.png')
     clear = Image.new('RGBA', (8,8), (200,0,0,0))
     clear.save(folder/'clear.png')
-    def tfm(im): return torch.tensor(np.array(im)).permute(2,0,1)/255
-    dl = torch_data.DataLoader(Opened(tfm), 4)
+    dl = torch_data.DataLoader(Opened(Opened.to_tensor), 4)
     learn = torch_learner(dl.dataset)
     for o in 'turned.jpg','clear.png':
         want = dl.dataset.transform(dl.dataset.loader(folder/o))
         assert torch.equal(learn.predictor().item(folder/o), want)
-    with pytest.raises(ValueError, match='is empty'):
-        (folder/'none.png').touch()
-        learn.predict(folder/'none.png')
+    (folder/'none.png').touch()
+    (folder/'cut.jpg').write_bytes((folder/'turned.jpg').read_bytes()[:300])
+    with pytest.warns(UserWarning, match='2 of 3'):
+        res = learn.predict([folder/o for o in ('none.png','cut.jpg','turned.jpg')])
+    assert [o is None for o in res]==[True,True,False]
+    assert all(f"can't read image {a}" in b for a,b in res.errors)
+
+def test_a_loader_of_loaders(folder):
+    "Its attribute of that name opens no files"
+    learn = torch_learner(Listed(Opened.to_tensor))
+    class Wrapper:
+        def __init__(self, dl): self.loader,self.dataset = dl,dl.dataset
+        def __iter__(self): return iter(self.loader)
+        def __len__(self): return len(self.loader)
+    learn.dls = DataLoaders(*map(Wrapper, (learn.dls.train,learn.dls.valid)))
+    plain('red', (8,8)).save(folder/'small.png')
+    assert learn.predict(folder/'small.png').label in colours
 
 # --- tasks and files ---
 class Several(Task):
@@ -679,6 +697,35 @@ def test_a_log_without_a_table(tmp_path):
         cbs = [o,Seen()]
         with pytest.raises(ValueError, match='there is no table'): learn.fit(1, cbs=cbs)
     assert not seen and not list(tmp_path.iterdir())
+
+@pytest.mark.parametrize('v', [np.array(.5), np.bool_(True), np.float32(1), torch.ones(1), 1])
+def test_what_is_a_number(v):
+    learn = their_learner(yes_no, several_labels)
+    assert learn.validate(metrics=lambda preds, yb: v)['<lambda>']==float(v)
+
+@pytest.mark.parametrize('task', ['classification', object()])
+def test_a_task_of_another_kind(task):
+    "An attribute that means something else"
+    dl = [(torch.rand(4,3,8,8),torch.zeros(4).long())]
+    class Named(list): pass
+    dl = Named(dl)
+    dl.task = task
+    Learner(Mean(), DataLoaders(dl, dl), cross_entropy, .1, Recorder()).fit(1)
+
+def test_metrics_of_the_validation_set():
+    "Its task counts if the other one has none"
+    learn = their_learner(yes_no)
+    learn.dls = DataLoaders(learn.dls.train, torch_data.DataLoader(Theirs(yes_no), 4))
+    learn.dls.valid.dataset.task = numbers
+    learn.fit(1)
+    assert learn.recorder.names[3]=='mean_absolute_error'
+
+def test_a_metric_in_a_metric():
+    rmse = WholeSet(copy.copy(from_sklearn(root_mean_squared_error)), 'rmse')
+    learn = their_learner(yes_no, numbers)
+    preds,targs = learn.get_preds()
+    assert learn.validate(metrics=rmse)['rmse']==pytest.approx(
+        root_mean_squared_error(targs.numpy(), preds.numpy()))
 
 def test_accuracy_of_numbers():
     "A plain `Recorder` doesn't count hits among numbers"

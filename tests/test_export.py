@@ -3,6 +3,7 @@ from copy import deepcopy
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,7 +176,49 @@ class AllParts(Called):
         for m in self.children.values(): x = m(x)
         return x
 
+class Skips(Sequential):
+    def forward(self, x):
+        for l in self.layers: x = x+l(x)
+        return x
+
+class InAList(AllParts):
+    def forward(self, x): return sum([m(x) for m in self.children.values()])
+
+class Static(AllParts):
+    def forward(self, x): return self.helper(self, x)
+    @staticmethod
+    def helper(me, x): return me.children['lin'](x)
+
+class Extras(AllParts):
+    "Methods that nobody calls in a pass, and `params` of something else"
+    cfg = SimpleNamespace(params=2)
+    def forward(self, x): return self.lin(x)*self.cfg.params
+    def info(self): return super().__repr__()
+    def n_weights(self): return len(self.params)
+    def apply(self, x): return x
+
+class OwnLayers(Sequential):
+    @property
+    def layers(self): return [self.first]
+    def forward(self, x): return self.layers[0](x)
+
+def own_layers():
+    m = OwnLayers(Linear(3, 3))
+    m.first = Linear(3, 3)
+    return m
+
+def in_another_order():
+    m = Skips(Linear(3, 3), Linear(3, 3))
+    setattr(m, '0', Linear(3, 3)) # it comes last now
+    return m
+
+@pytest.mark.parametrize('make', [Extras, own_layers, in_another_order])
+def test_what_has_a_twin(make):
+    ours,x = make(),torch.rand(2, 3)
+    torch.testing.assert_close(to_torch(ours)(x), ours(x))
+
 @pytest.mark.parametrize('make,why', [
+    (InAList, 'InAList.forward uses `children`'), (Static, 'Static.helper uses `children`'),
     (Called, 'its own `__call__`'),
     (lambda: CalledInOrder(Linear(3,3)), 'its own `__call__`'),
     (Helped, 'Helped.helper calls super'), (Halved, "Halved.half has the name"),
@@ -183,11 +226,6 @@ class AllParts(Called):
 def test_what_has_no_twin(make, why):
     "It is refused when it is translated, and not wrong, or an error, when it is called"
     with pytest.raises(ValueError, match=why): to_torch(Sequential(make()))
-
-class Skips(Sequential):
-    def forward(self, x):
-        for l in self.layers: x = x+l(x)
-        return x
 
 def test_a_sequential_with_another_forward():
     ours,x = Skips(Linear(3, 3), Linear(3, 3)),torch.rand(2, 3)

@@ -72,6 +72,19 @@ def test_networks_that_end_elsewhere(shapes):
         learn = image_learner(dls, lambda n: net)
         for k,v in learn.model.state_dict().items(): assert torch.equal(v, before[k]), k
 
+class Head(torch.nn.Module):
+    "Ends with a convolution of one pixel; its answer may be in a tuple"
+    def __init__(self, n, wrap=lambda o: o):
+        super().__init__()
+        self.conv,self.wrap = torch.nn.Conv2d(3, n, 1),wrap
+    def forward(self, x): return self.wrap(self.conv(x/x.norm()).mean((2,3)))
+
+@pytest.mark.parametrize('wrap', [lambda o: o, lambda o: (o,)])
+def test_other_heads_begin(shapes, wrap):
+    "They are set to the mean as well, if that can be seen or not"
+    learn = image_learner(brightness_loaders(shapes), lambda n: Head(n, wrap))
+    assert 100 < learn.model.conv.bias.item() < 110
+
 def test_a_class_without_images(shapes):
     "It has no weight of its own"
     ds = brightness_loaders(shapes).train.ds
@@ -403,6 +416,10 @@ def test_lists_of_labels_by_the_name_of_a_file(shapes, lists):
            for f,o in zip(d.ds.fns, d.ds.labels)}
     assert got=={k: tuple(v) for k,v in given.items()}
 
+def test_numbers_may_be_called_anything(shapes):
+    dls = DataLoaders.from_func(shapes, lambda o: (3,4), task=Numbers('0','1'), size=16)
+    assert dls.train.ds.vocab==['0','1']
+
 def test_labels_for_files_that_are_missing(shapes):
     given = {o:'a' for o in get_image_files(shapes)} | {shapes/'gone.jpg':'b'}
     with pytest.warns(UserWarning, match='1 of 61 labels are for no image there: .*gone.jpg'):
@@ -449,6 +466,7 @@ def test_architectures_by_name(shapes):
     "A name will do; a network that is there is told from what makes one"
     dls = DataLoaders.from_folder(shapes, size=16, bs=8)
     assert image_learner(dls, 'simple_cnn').arch=='simple_cnn'
+    assert image_learner(dls, Bounded).arch=='Bounded'
     with pytest.raises(TypeError, match='`lambda n: net`'): image_learner(dls, simple_cnn(10))
     with pytest.raises(ValueError, match="no architecture 'net5'"): image_learner(dls, 'net5')
 
