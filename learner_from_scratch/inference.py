@@ -634,8 +634,8 @@ def save(self:Learner,
 #| code-fold: true
 def alike_inputs(
     k:str, # `size`, `stats`, or another name
-    a, # Two values of it
-    b,
+    a, # One value of it
+    b, # Another one
 )->bool:
     "Are they as good as the same? Statistics change a little with each image"
     if k=='size': return tuplify(a)*(3-len(tuplify(a)))==tuplify(b)*(3-len(tuplify(b)))

@@ -422,11 +422,7 @@ def test_no_vocabulary_no_transform(folder):
     learn.dls.train.dataset.classes = colours
     with pytest.raises(ValueError, match='make a `Predictor` yourself'): learn.predict(folder)
 
-def test_image_folder(folder):
-    try: import torchvision
-    except ImportError: pytest.skip('needs torchvision')
-    except RuntimeError: # built for CUDA, as torch was not: names of operators will do
-        for o in 'nms','qnms': torch.library.define(f'torchvision::{o}', '() -> ()')
+def test_image_folder(folder, torchvision):
     from torchvision import datasets,transforms
     tfm = transforms.Compose([transforms.Resize((8,8)), transforms.ToTensor()])
     check_all(torch_learner(datasets.ImageFolder(folder, tfm)), folder, 12)

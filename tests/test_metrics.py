@@ -2,6 +2,7 @@
 import json,os,subprocess,sys
 from contextlib import suppress
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -127,9 +128,9 @@ def test_several_labels_by_default():
               loss=several_labels.loss)
     assert got==pytest.approx(want)
 
-def test_torchmetrics():
-    try: import torchmetrics as tm
-    except Exception as e: pytest.skip(f'no torchmetrics: {e}')   # or a broken torchvision
+def test_torchmetrics(request):
+    if find_spec('torchvision'): request.getfixturevalue('torchvision') # it is imported
+    tm = pytest.importorskip('torchmetrics')
     kinds = dict(task='multiclass', num_classes=5)
     f1 = tm.F1Score(**kinds, average='macro')
     for f in f1,tm.AUROC(**kinds),tm.ConfusionMatrix(**kinds):
@@ -139,6 +140,18 @@ def test_torchmetrics():
             with pytest.raises(TypeError, match='not a number'): row(f)
         else:
             for o in f,WholeSet(f): assert row(o)==pytest.approx([want.item()])
+
+def test_torchmetrics_of_other_tasks(request):
+    "Several labels and numbers, and scikit-learn says the same"
+    if find_spec('torchvision'): request.getfixturevalue('torchvision') # it is imported
+    tm,sk = pytest.importorskip('torchmetrics'),pytest.importorskip('sklearn.metrics')
+    there = (scores+torch.randn(205,5)>0).float()
+    f1 = tm.F1Score('multilabel', num_labels=5, average='macro')
+    got = row(f1, targs=there, loss=several_labels.loss)
+    assert got==pytest.approx([sk.f1_score(there.numpy(), scores.numpy()>0, average='macro')])
+    wants = scores+torch.randn(205,5)
+    got = row(tm.MeanSquaredError(), targs=wants, loss=numbers.loss)
+    assert got==pytest.approx([(scores-wants).square().mean().item()], rel=1e-4)
 
 class Theirs:
     "What an object of torchmetrics does with targets"
