@@ -67,13 +67,14 @@ torch_layers = {
 }
 
 # %% ../nbs/33_export.ipynb #3a2f84d2
-def _layers(self): return list(self._modules.values())
-
-def _asked(code): # what a method asks `self` for
-    me,steps = (code.co_varnames or ('self',))[0],list(dis.get_instructions(code))
-    inner = [_asked(o) for o in code.co_consts if isinstance(o, CodeType)]
-    return {b.argval for a,b in zip(steps, steps[1:]) if L(a.argval)[-1:] in ([me],['self'])
-            and b.opname in ('LOAD_ATTR','LOAD_METHOD')}.union(*inner)
+def _asked(code, me): # what a method, and a function inside of it, asks `me` for
+    res,steps = set(),list(dis.get_instructions(code))
+    for a,b in zip(steps, steps[1:]):
+        of_me = L(a.argval)[-1:]==[me]
+        if of_me and b.opname in ('LOAD_ATTR','LOAD_METHOD'): res.add(b.argval)
+    for o in code.co_consts:
+        if isinstance(o, CodeType): res |= _asked(o, me)
+    return res
 
 # %% ../nbs/33_export.ipynb #8c5b1737
 def check_methods(
@@ -88,14 +89,17 @@ def check_methods(
         code = getattr(getattr(f, '__func__', f), '__code__', None) # of a static method
         if k in seen or code is None: continue
         seen.add(k)
-        todo += _asked(code)
-        name = f'{cls}.{k}'
+        asked,name = _asked(code, first(code.co_varnames)),f'{cls}.{k}'
+        todo += asked
         if k!='forward' and hasattr(nn.Module, k):
             raise ValueError(f"{name} has the name of a method of PyTorch's: rename it")
         if '__class__' in code.co_freevars:
             raise ValueError(f'{name} calls super(), and its twin has another one')
-        bad = first(_asked(code) & {'children','params'})
+        bad = first(asked & {'children','params'})
         if bad: raise ValueError(f'{name} uses `{bad}`, and its twin has no such')
+
+# %% ../nbs/33_export.ipynb #5aa00c9b
+def _layers(self): return list(self._modules.values())
 
 # %% ../nbs/33_export.ipynb #cc1856d1
 def empty_twin(
