@@ -304,14 +304,13 @@ def begin(self:Numbers,
     if bias.shape!=y.shape[1:] or w.ndim<2: return
     if (bias.abs() > w[0].numel()**-0.5).any(): return # it has learned
     mean,std = y.mean(0).to(bias),y.std(0, correction=0).to(bias)
-    before,old = _answers(model, xb),(w.detach().clone(),bias.detach().clone())
-    w.data.mul_(std.view(-1, *[1]*(w.ndim-1)))
+    before,old = _answers(model, xb),bias.detach().clone()
+    bias.data.add_(1)
+    after = _answers(model, xb)
+    bias.data.copy_(old)
+    if before is not None and ((after-before-1).abs() > .05).any(): return
     bias.data.copy_(mean)
-    if before is None: return # nobody can tell
-    want = (before-old[1])*std + mean
-    if torch.allclose(_answers(model, xb), want, rtol=.05, atol=.05*std.max()): return
-    w.data.copy_(old[0])
-    bias.data.copy_(old[1])
+    w.data.mul_(std.view(-1, *[1]*(w.ndim-1)))
 
 # %% ../nbs/31_tasks.ipynb #5211b757
 @patch

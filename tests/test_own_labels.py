@@ -66,7 +66,7 @@ class Bounded(torch.nn.Module):
 def test_networks_that_end_elsewhere(shapes):
     "A bounded answer isn't driven to its bound; a batch norm isn't taken for a linear layer"
     dls = brightness_loaders(shapes)
-    for last in (), (torch.nn.BatchNorm1d(1),):
+    for last in *[()]*20, (torch.nn.BatchNorm1d(1),):
         net = Bounded(1, *last)
         before = copy.deepcopy(net.state_dict())
         learn = image_learner(dls, lambda n: net)
@@ -84,6 +84,21 @@ def test_other_heads_begin(shapes, wrap):
     "They are set to the mean as well, if that can be seen or not"
     learn = image_learner(brightness_loaders(shapes), lambda n: Head(n, wrap))
     assert 100 < learn.model.conv.bias.item() < 110
+
+@pytest.mark.parametrize('y', [[[.4],[.6]], [[100.],[102.4]], [[7.],[7.]]])
+def test_any_targets(y):
+    "A sigmoid of any range is left alone, and a linear layer isn't, in 16 bits either"
+    y = torch.tensor(y)
+    for last in torch.nn.Sigmoid(),torch.nn.Tanh(),torch.nn.Softplus():
+        net = torch.nn.Sequential(torch.nn.Linear(3, 1), last)
+        before = net[0].bias.item()
+        numbers.begin(net, y, torch.ones(1,3))
+        assert net[0].bias.item()==before
+    for kind in torch.float32,torch.bfloat16:
+        for _ in range(30):
+            net = torch.nn.Linear(3, 1).to(kind)
+            numbers.begin(net, y, torch.ones(1,3))
+            assert net.bias.item()==pytest.approx(y.mean().item(), rel=.01)
 
 def test_a_class_without_images(shapes):
     "It has no weight of its own"
