@@ -132,28 +132,20 @@ def test_groups_go_on(tmp_path, lr_max):
     assert not torch.equal(part(kill=True), want)
     assert torch.equal(part(resume=True), want)
 
-def test_scheduler_of_several(tmp_path):
-    "Schedulers of PyTorch's one after the other, killed and gone on"
-    def make(opt):
-        two = [LinearLR(opt, total_iters=20), CosineAnnealingLR(opt, T_max=70)]
-        return SequentialLR(opt, two, milestones=[20])
-    def part(d, resume=False, kill=False):
-        model = theirs()
-        if resume: other_weights(model)
-        cbs = [TorchSchedule(make), Checkpoint(d, every=2, resume=resume), *[Cat()]*kill]
-        with suppress(KeyboardInterrupt): learner(model, torch.optim.AdamW, *cbs).fit(3)
-        return torch.cat([p.detach().flatten() for p in model.parameters()])
-    want = part(tmp_path/'b')
-    part(tmp_path/'a', kill=True)
-    assert torch.equal(part(tmp_path/'a', resume=True), want)
+def in_turn(opt):
+    two = [LinearLR(opt, total_iters=20), CosineAnnealingLR(opt, T_max=70)]
+    return SequentialLR(opt, two, milestones=[20])
 
-def test_cyclic_scheduler(tmp_path):
-    "PyTorch's takes a part out of the state that it is given, and is given it twice"
-    make = partial(CyclicLR, base_lr=1e-4, max_lr=1e-2, step_size_up=3, cycle_momentum=False)
+def cyclic(opt): # takes a part out of the state that it is given, and is given it twice
+    return CyclicLR(opt, base_lr=1e-4, max_lr=1e-2, step_size_up=3, cycle_momentum=False)
+
+@pytest.mark.parametrize('make,every', [(in_turn,2),(cyclic,1)])
+def test_their_schedulers_go_on(tmp_path, make, every):
+    "Schedulers of PyTorch's, killed and gone on"
     def part(d, resume=False, kill=False):
         model = theirs()
         if resume: other_weights(model)
-        cbs = [TorchSchedule(make), Checkpoint(d, every=1, resume=resume), *[Cat()]*kill]
+        cbs = [TorchSchedule(make), Checkpoint(d, every=every, resume=resume), *[Cat()]*kill]
         with suppress(KeyboardInterrupt): learner(model, torch.optim.AdamW, *cbs).fit(3)
         return torch.cat([p.detach().flatten() for p in model.parameters()])
     want = part(tmp_path/'b')
